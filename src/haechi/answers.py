@@ -1,0 +1,130 @@
+"""What an answer may show, and what a good one looks like: contacts, language, ending, repetition.
+
+docs/answers.md tells the rules to users.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from haechi.taxonomy import Taxonomy
+
+LOCALES = {"en": "US", "ko": "KR"}
+"""The locale assumed for a language when the caller names none."""
+
+_SCRIPTS = {
+    "ko": r"[가-힣ㄱ-ㆎ]",
+    "ja": r"[぀-ヿ]",
+    "zh": r"[一-鿿]",
+    "ru": r"[Ѐ-ӿ]",
+    "ar": r"[؀-ۿ]",
+    "hi": r"[ऀ-ॿ]",
+    "th": r"[฀-๿]",
+}
+_LINK = re.compile(
+    r"(?:https?://|www\.)\S+|\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:com|org|net|gov|edu|kr|io|info)\b(?:/\S*)?", re.I
+)
+# A run of digits with phone punctuation. What follows tells a count or a date from a number to call.
+_NUMBER = re.compile(r"(?<![\w.,$₩%#-])\+?\d(?:[\d\-–() ]*\d)?(?![\d%])")
+_UNIT = re.compile(
+    r"\s*(?:°|years?|year-olds?|days?|hours?|minutes?|weeks?|months?|people|percent|times|dollars?|words?|am|pm|st|nd|rd|th"
+    r"|년|월|일|시간|분|초|살|세|명|번째|개|원|만|천|억|회|주|배|퍼센트|프로|대(?![가-힣])|가지|학년|도|조|항)",
+    re.I,
+)
+_ENDING = re.compile(r"[.!?…]+[\"'”’)]*$")
+
+
+def language_of(text: str) -> str:
+    """ISO 639-1 code by script: the script of a third of the letters, else `en`."""
+    letters = sum(character.isalpha() for character in text)
+    for language, script in _SCRIPTS.items():
+        if letters and len(re.findall(script, text)) / letters >= 1 / 3:
+            return language
+    return "en"
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The text's sentences with their trailing space; joined they are the text again."""
+    position = 0
+    for match in re.finditer(r"[.!?…。]+[\"'”’)\]]*(?=\s|$)\s*", text):
+        # "1.5" and "No. 5" do not end a sentence, "Dr." would only cut too early: a smaller unit is checked, no harm.
+        yield text[position : match.end()]
+        position = match.end()
+    if position < len(text):
+        yield text[position:]
+
+
+def contacts(text: str) -> list[str]:
+    """Phone numbers and links as they stand in a text; counts, ages, sums and dates are not contacts."""
+    found = [match.group().rstrip(".,") for match in _LINK.finditer(text)]
+    rest = _LINK.sub(" ", text)
+    for match in _NUMBER.finditer(rest):
+        digits = re.sub(r"\D", "", match.group())
+        if len(digits) >= 3 and not _UNIT.match(rest, match.end()) and not _is_year(digits):
+            found.append(match.group().strip())
+    return found
+
+
+def _is_year(digits: str) -> bool:
+    return len(digits) == 4 and "1900" <= digits <= "2099"
+
+
+def allowed(sentence: str, known: set[str]) -> bool:
+    """Whether every contact in a sentence is one of the `known` ones."""
+    numbers = {_digits(contact) for contact in known}
+    links = [re.sub(r"^https?://(?:www\.)?|/$", "", contact) for contact in known if "." in contact]
+    for contact in contacts(sentence):
+        if _LINK.fullmatch(contact):
+            bare = re.sub(r"^(?:https?://)?(?:www\.)?|/$", "", contact)
+            if not any(bare == link or bare == link.split("/")[0] for link in links):
+                return False
+        elif _digits(contact) not in numbers:
+            return False
+    return True
+
+
+def _digits(contact: str) -> str:
+    """A number's digits, without the 1 that North American numbers may begin with."""
+    digits = re.sub(r"\D", "", contact)
+    return digits.removeprefix("1") if len(digits) == 11 else digits
+
+
+def help_line(taxonomy: Taxonomy, category: str | None, language: str, locale: str, text: str) -> str:
+    """The sentence to append: the category's first help line when lives are at risk and `text` names no contact."""
+    if category is None or not taxonomy[category].urgent or contacts(text):
+        return ""
+    resource = taxonomy.help_line(category, locale)
+    if resource is None:
+        return ""
+    name = resource.name.get(language) or next(iter(resource.name.values()))
+    contact = resource.phone[0] if resource.phone else resource.url or ""
+    return f"{name}: {contact}." if contact not in name else f"{name}."
+
+
+def problems(text: str, language: str, known: set[str]) -> list[str]:
+    """What is wrong with an answer, by rule name; empty when nothing is.
+
+    language: not in the query's language; ending: does not end as a sentence does; repetition: some four words in a row
+    (or a sentence) come twice; contact: a number or link the taxonomy does not list; length: under 20 characters.
+    """
+    found = []
+    stripped = text.strip()
+    if language_of(stripped) != language:
+        found.append("language")
+    if not _ENDING.search(stripped):
+        found.append("ending")
+    if _repeats(stripped):
+        found.append("repetition")
+    if not all(allowed(sentence, known) for sentence in sentences(stripped)):
+        found.append("contact")
+    if len(stripped) < 20:
+        found.append("length")
+    return found
+
+
+def _repeats(text: str) -> bool:
+    words = re.findall(r"\w+", text.lower())
+    runs: Sequence[tuple[str, ...]] = [tuple(words[index : index + 4]) for index in range(len(words) - 3)]
+    doubled = any(first == second == third for first, second, third in zip(words, words[1:], words[2:], strict=False))
+    return doubled or len(set(runs)) < len(runs)

@@ -1,0 +1,212 @@
+"""`haechi export MODEL OUTPUT`: a trained folder becomes ONNX graphs with dynamic shapes and a key-value cache.
+
+`model.onnx` runs everything up to the head, and the head over a few candidate ids (all a verdict needs); `head.onnx` is
+the head over the whole vocabulary, for writing. int8: weights per channel, activations quantised at run time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from haechi.engines.torch import cache_argument
+from haechi.errors import ConfigError, ModelError
+from haechi.modelfolder import Sheet, read_sheet, write_sheet
+from haechi.store import write_text
+
+
+class _Body(torch.nn.Module):
+    """A causal LM with its cache as plain tensors and its head cut off."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._cache = cache_argument(model)
+        self.head = model.get_output_embeddings()
+        self._weight, self._bias = self.head.weight, self.head.bias
+        # With an identity for a head the model returns what the head would have been given.
+        self.head.forward = lambda hidden: hidden
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        mask: torch.Tensor,
+        keep: torch.Tensor,
+        candidates: torch.Tensor,
+        *past: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
+        additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        hidden = self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=additive,
+            use_cache=True,
+            logits_to_keep=keep,
+            **{self._cache: cache},
+        ).logits
+        logits = hidden @ self._weight[candidates].T
+        if self._bias is not None:
+            logits = logits + self._bias[candidates]
+        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return (logits, hidden, *present)
+
+
+def run(model: Path, output: Path, precision: str, report: Callable[[str], None] = print) -> Path:
+    """Write the ONNX folder and its model card. Raises ModelError for a folder without weights."""
+    if precision not in ("int8", "fp32"):
+        raise ConfigError(f"precision must be int8 or fp32, not {precision!r}")
+    sheet = read_sheet(model)
+    try:
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, write in (("head.onnx", _write_head), ("model.onnx", _write_body)):
+            plain = Path(folder) / name
+            write(network, plain)
+            _finish(plain, output / name, precision)
+            report(f"{name}: {(output / name).stat().st_size / 1e6:.1f} MB")
+    shutil.copyfile(model / "tokenizer.json", output / "tokenizer.json")
+    write_sheet(output, sheet)
+    write_text(output / "README.md", model_card(sheet, precision))
+    return output
+
+
+def _write_head(network: Any, path: Path) -> None:
+    head = network.get_output_embeddings()
+    hidden = torch.zeros(1, 1, head.weight.shape[1])
+    linear = torch.nn.Linear(head.weight.shape[1], head.weight.shape[0], bias=head.bias is not None)
+    linear.load_state_dict(head.state_dict())
+    _export(
+        linear,
+        (hidden,),
+        path,
+        ["hidden"],
+        ["logits"],
+        {"hidden": {0: "rows", 1: "kept"}, "logits": {0: "rows", 1: "kept"}},
+    )
+
+
+def _write_body(network: Any, path: Path) -> None:
+    body = _Body(network)
+    config = network.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    names = [f"{kind}_{layer}" for layer in range(config.num_hidden_layers) for kind in ("key", "value")]
+    past = tuple(torch.zeros(2, heads, 3, width) for _ in names)
+    example = (
+        torch.zeros(2, 5, dtype=torch.int64),
+        torch.arange(5).repeat(2, 1),
+        torch.ones(2, 1, 5, 8, dtype=torch.bool),
+        torch.arange(2),
+        torch.arange(4),
+        *past,
+    )
+    inputs = ["input_ids", "position_ids", "mask", "keep", "candidates", *(f"past_{name}" for name in names)]
+    outputs = ["logits", "hidden", *(f"present_{name}" for name in names)]
+    axes = {
+        "input_ids": {0: "rows", 1: "new"},
+        "position_ids": {0: "rows", 1: "new"},
+        "mask": {0: "rows", 2: "new", 3: "all"},
+        "keep": {0: "kept"},
+        "candidates": {0: "candidates"},
+        "logits": {0: "rows", 1: "kept", 2: "candidates"},
+        "hidden": {0: "rows", 1: "kept"},
+        **{f"past_{name}": {0: "rows", 2: "past"} for name in names},
+        **{f"present_{name}": {0: "rows", 2: "all"} for name in names},
+    }
+    _export(body, example, path, inputs, outputs, axes)
+
+
+def _export(
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    axes: dict[str, dict[int, str]],
+) -> None:
+    # The tracing exporter follows the cache's plain tensors through any architecture; it is deprecated, not removed,
+    # and the graph it writes is checked against torch by a test.
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            example,
+            str(path),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=axes,
+            opset_version=18,
+            dynamo=False,
+            do_constant_folding=True,
+        )
+
+
+def _finish(source: Path, target: Path, precision: str) -> None:
+    """Quantise if asked, and move into place only when whole."""
+    part = target.with_suffix(".part")
+    if precision == "int8":
+        quantize_dynamic(
+            source,
+            part,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gather", "Gemm"],
+        )
+    else:
+        onnx.save(onnx.load(source), part)
+    part.replace(target)
+
+
+def model_card(sheet: Sheet, precision: str) -> str:
+    """A README for the folder, made from its sheet."""
+    policy = sheet.policy()
+    language = policy.languages[0]
+    lines = [
+        f"# {sheet.name}",
+        "",
+        f"A Haechi guard: judges a query and writes the safeguard answer. Made from `{sheet.base}`, {precision} ONNX.",
+        "",
+        f"- policy: {policy.name}, version `{sheet.taxonomy_version}`, languages {', '.join(policy.languages)}",
+        f"- attention: {sheet.template.attention}; window {sheet.template.window} tokens, "
+        f"overlap {sheet.template.overlap}",
+        f"- operating point: temperature {sheet.temperature:.3f}, threshold {sheet.threshold:.3f}, "
+        "both fitted on validation rows",
+        "",
+        "## Categories",
+        "",
+        *(f"- `{category.code}`: {category.definition[language]}" for category in policy.categories),
+        "",
+        "## Trained on",
+        "",
+        "| stage | data | SHA-256 of the rows |",
+        "|---|---|---|",
+        *(
+            f"| {stage} | {data.get('rows') or data.get('text')} | {str(data.get('train', 'see haechi.json'))[:16]} |"
+            for stage, data in sheet.trained_on.items()
+        ),
+        "",
+        "## Validation",
+        "",
+        "| measure | value |",
+        "|---|---:|",
+        *(f"| {name} | {value:.4f} |" for name, value in sheet.metrics.get("validation", {}).items()),
+        "",
+        'Use: `haechi check --model FOLDER "query"`. Meant as one layer before a language model, not the only one; '
+        "it judges single user queries in the policy's languages.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""Guards by name. All of them are used through `Guard.check`; those that can also write have `answer`.
+
+A guard is named by `kind:argument` (`slm:runs/haechi-mini/model`, `keyword:words.txt`) or built from the others by a
+mapping (`{any_of: [keyword:words.txt, slm]}`), so one line of YAML is enough in every configuration.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from haechi.errors import ConfigError, did_you_mean
+from haechi.schema import Answer, Conversation, Verdict
+
+
+@runtime_checkable
+class Guard(Protocol):
+    """Judges conversations."""
+
+    name: str
+    """What tables call it."""
+
+    def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
+        """One verdict per conversation, in order. A conversation it cannot judge gets `error`, never an exception."""
+        ...
+
+
+@runtime_checkable
+class AnsweringGuard(Guard, Protocol):
+    """Judges, and writes what to show the user."""
+
+    def answer(self, conversations: Sequence[Conversation | str], force: bool = False) -> list[Answer]:
+        """One answer per conversation, in order; a safe query gets none unless `force`d."""
+        ...
+
+
+_KINDS = {
+    "slm": "haechi.guards.slm:load",
+    "keyword": "haechi.guards.keyword:load",
+}
+_COMPOSITIONS = {
+    "cascade": "haechi.guards.compose:cascade",
+    "any_of": "haechi.guards.compose:any_of",
+    "threshold": "haechi.guards.compose:threshold",
+}
+
+
+def load_guard(spec: str | Mapping[str, Any]) -> Guard:
+    """The guard a specification names. Raises ConfigError with a suggestion for an unknown kind."""
+    if isinstance(spec, str):
+        kind, _, argument = spec.partition(":")
+        guard: Guard = _lookup(kind, _KINDS)(argument or None)
+        return guard
+    if len(spec) != 1:
+        raise ConfigError(f"a composed guard is a mapping of one key ({', '.join(_COMPOSITIONS)}), not {dict(spec)!r}")
+    ((kind, argument),) = spec.items()
+    composed: Guard = _lookup(kind, _COMPOSITIONS)(argument)
+    return composed
+
+
+def _lookup(kind: str, table: Mapping[str, str]) -> Any:
+    if kind not in table:
+        raise ConfigError(f"unknown guard {kind!r}{did_you_mean(kind, [*_KINDS, *_COMPOSITIONS])}")
+    module, _, attribute = table[kind].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,272 @@
+"""The small language model as a guard: one forward pass for verdict and category, an answer from the same prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from haechi import answers
+from haechi.casing import restore
+from haechi.engines import Engine, load_engine
+from haechi.errors import ModelError
+from haechi.modelfolder import Sheet, read_sheet, require_policy
+from haechi.schema import Answer, Conversation, Verdict
+from haechi.taxonomy import Taxonomy
+from haechi.template import IGNORE, NOT_SUPERVISED, Branch, Floats, Ints, Row, Template, pack, visible
+
+_BATCH_TOKENS = 4096
+"""Padded tokens of one forward pass: large enough to fill the cores, small enough to stay in cache."""
+
+
+@dataclass
+class _Draft:
+    """An answer while it is written."""
+
+    ids: list[int] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass
+class _Prefill:
+    """A batch after its one pass over the queries."""
+
+    labels: Floats
+    """[rows, 2] logits over (safe, unsafe)."""
+    categories: Floats
+    """[rows, categories] logits."""
+    segments: Ints
+    """[rows, columns] of `haechi.template.pack`."""
+    lengths: Ints
+    """[rows] query tokens: where a branch's positions begin."""
+    cache: Any
+    """The engine's keys and values."""
+
+
+class SLM:
+    """A model folder, judging and answering."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, sheet: Sheet, locale: str | None = None) -> None:
+        self.name = sheet.name
+        self.sheet = sheet
+        self.taxonomy: Taxonomy = sheet.policy()
+        self.template = Template(tokenizer, self.taxonomy.codes, sheet.template)
+        self._engine, self._locale = engine, locale
+        self._candidates = np.array([*self.template.labels, *self.template.categories], np.int64)
+        self._prompt = self._branch(self.template.verdict_prompt())
+
+    # Verdicts
+
+    def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
+        """One verdict per conversation. A query longer than the window is judged in overlapping windows: the most
+        harmful one counts."""
+        windows = [self._windows(Conversation.of(item).query) for item in conversations]
+        flat = [(owner, ids) for owner, several in enumerate(windows) for ids in several]
+        judged: list[list[Verdict]] = [[] for _ in conversations]
+        for batch in _batches([len(ids) for _, ids in flat]):
+            prefill = self._prefill([flat[index][1] for index in batch])
+            for row, index in enumerate(batch):
+                judged[flat[index][0]].append(self._verdict(prefill, row))
+        return [max(several, key=_harm) if several else Verdict(error="the query is empty") for several in judged]
+
+    def _windows(self, query: str) -> list[list[int]]:
+        return self.template.windows(query) if query.strip() else []
+
+    def _prefill(self, queries: Sequence[Sequence[int]]) -> _Prefill:
+        batch = pack([Row(list(ids), (self._prompt,)) for ids in queries])
+        keep = np.arange(batch.split, batch.split + 2)
+        mask = visible(batch.segments, self.sheet.template.attention)
+        step = self._engine.forward(batch.ids, batch.positions, mask, keep, candidates=self._candidates)
+        lengths = np.array([len(ids) for ids in queries], np.int64)
+        return _Prefill(step.logits[:, 0, :2], step.logits[:, 1, 2:], batch.segments, lengths, step.cache)
+
+    def _verdict(self, prefill: _Prefill, row: int) -> Verdict:
+        return self.template.verdict(
+            prefill.labels[row],
+            prefill.categories[row],
+            temperature=self.sheet.temperature,
+            threshold=self.sheet.threshold,
+        )
+
+    # Answers
+
+    def answer(self, conversations: Sequence[Conversation | str], force: bool = False) -> list[Answer]:
+        """A verdict each, and for unsafe queries (all, when `force`d with `<|harm|>`) the safeguard answer."""
+        results: list[Answer | None] = [None] * len(conversations)
+        texts = [Conversation.of(item).query for item in conversations]
+        queries = [self._worst_window(text) for text in texts]
+        rows = [index for index, query in enumerate(queries) if query is not None]
+        for batch in _batches([len(queries[index] or ()) + self.sheet.template.answer for index in rows]):
+            owners = [rows[index] for index in batch]
+            prefill = self._prefill([queries[owner] or [] for owner in owners])
+            verdicts = [self._verdict(prefill, row) for row in range(len(owners))]
+            wanted = [force or bool(verdict.unsafe) for verdict in verdicts]
+            drafts = [_Draft(finished=not want) for want in wanted]
+            if any(wanted):
+                for _ in self._decode(prefill, drafts, force):
+                    pass
+            for owner, verdict, want, draft in zip(owners, verdicts, wanted, drafts, strict=True):
+                if not want or verdict.error:
+                    results[owner] = Answer(verdict=verdict)
+                    continue
+                language = answers.language_of(texts[owner])
+                pieces = self._checked(self._text(draft), verdict, language)
+                results[owner] = Answer(
+                    verdict=verdict, text=" ".join(pieces), language=language, finished=draft.finished
+                )
+        return [result or Answer(verdict=Verdict(error="the query is empty")) for result in results]
+
+    def stream(self, conversation: Conversation | str, force: bool = False) -> Iterator[str]:
+        """The answer sentence by sentence, each as soon as it is whole and its numbers and links are checked.
+
+        Nothing is yielded for a query judged safe (unless `force`d) or empty: call `check` to tell the two apart.
+        """
+        text = Conversation.of(conversation).query
+        query = self._worst_window(text)
+        if query is None:
+            return
+        prefill = self._prefill([query])
+        verdict = self._verdict(prefill, 0)
+        if verdict.error or not (force or verdict.unsafe):
+            return
+        language = answers.language_of(text)
+        known = self.taxonomy.contacts(self._locale_for(language))
+        draft, shown, sent = _Draft(), 0, []
+        for _ in self._decode(prefill, [draft], force):
+            # The last sentence may still grow; all before it are whole.
+            whole = [part.strip() for part in answers.sentences(self._text(draft))][:-1]
+            for sentence in whole[shown:]:
+                shown += 1
+                if answers.allowed(sentence, known):
+                    sent.append(sentence)
+                    yield sentence
+        yield from self._checked(self._text(draft), verdict, language)[len(sent) :]
+
+    def _worst_window(self, text: str) -> list[int] | None:
+        """The query as the model will read it: whole, or its most harmful window; None when it is empty."""
+        windows = self._windows(text)
+        if len(windows) <= 1:
+            return windows[0] if windows else None
+        scores: dict[int, float] = {}
+        for batch in _batches([len(ids) for ids in windows]):
+            prefill = self._prefill([windows[index] for index in batch])
+            scores |= {index: _harm(self._verdict(prefill, row))[1] for row, index in enumerate(batch)}
+        return windows[max(scores, key=scores.__getitem__)]
+
+    def _decode(self, prefill: _Prefill, drafts: list[_Draft], force: bool) -> Iterator[None]:
+        """Write all drafts in step, greedily, no four tokens in a row twice; yields after each token."""
+        head = self.template.answer_prompt(force=force)
+        rows = len(drafts)
+        segments, cache = prefill.segments, prefill.cache
+        # The verdict's columns stay in the cache; as a sibling branch the answer does not see them.
+        branch = int(segments.max()) + 1
+        ids = np.tile(np.array(head, np.int64), (rows, 1))
+        positions = prefill.lengths[:, None] + np.arange(len(head))
+        banned = self.template.forbidden()
+        for _ in range(self.sheet.template.answer):
+            new = ids.shape[1]
+            segments = np.concatenate([segments, np.full((rows, new), branch, np.int64)], axis=1)
+            mask = visible(segments, self.sheet.template.attention, new=new)
+            step = self._engine.forward(ids, positions, mask, np.array([new - 1]), cache=cache)
+            cache = step.cache
+            logits = step.logits[:, 0]
+            logits[:, banned] = -np.inf
+            for row, draft in enumerate(drafts):
+                if draft.finished:
+                    continue
+                logits[row, _would_repeat(draft.ids)] = -np.inf
+                token = int(logits[row].argmax())
+                if token == self.template.eos:
+                    draft.finished = True
+                else:
+                    draft.ids.append(token)
+            yield
+            if all(draft.finished for draft in drafts):
+                return
+            ids = np.array([[draft.ids[-1] if draft.ids else self.template.eos] for draft in drafts], np.int64)
+            positions = positions[:, -1:] + 1
+
+    def _text(self, draft: _Draft) -> str:
+        text, words = self.template.decode(draft.ids), self.sheet.casing
+        return text if words is None else restore(text, words)
+
+    def _checked(self, text: str, verdict: Verdict, language: str) -> list[str]:
+        """The sentences that may be shown, and the help line that lives may depend on."""
+        locale = self._locale_for(language)
+        known = self.taxonomy.contacts(locale)
+        shown = [part.strip() for part in answers.sentences(text) if answers.allowed(part, known)]
+        category = verdict.category or max(verdict.categories, key=verdict.categories.__getitem__, default=None)
+        line = answers.help_line(self.taxonomy, category, language, locale, " ".join(shown))
+        return [part for part in (*shown, line) if part]
+
+    def _locale_for(self, language: str) -> str:
+        return self._locale or answers.LOCALES.get(language, "US")
+
+    @staticmethod
+    def _branch(ids: list[int]) -> Branch:
+        return Branch(ids, [IGNORE] * len(ids), [NOT_SUPERVISED] * len(ids))
+
+
+def load(
+    folder: str | Path | None = None,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    locale: str | None = None,
+    taxonomy: Taxonomy | None = None,
+) -> SLM:
+    """A guard from a model folder, default the model that comes with the package.
+
+    `engine` is `onnx` or `torch` (default: what the folder holds), `threads` the CPU threads to use, `locale` whose
+    help lines an answer may show (`US`, `KR`; default by the query's language), `taxonomy` a policy the model must have
+    been trained for. Raises ModelError in one line for a folder that cannot be used.
+    """
+    path = Path(folder) if folder is not None else default_model()
+    sheet = read_sheet(path)
+    if taxonomy is not None:
+        require_policy(sheet, taxonomy)
+    file = path / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:
+        # tokenizers raises a bare Exception for a missing or damaged file.
+        raise ModelError(f"{file} cannot be read: {str(error)[:200]}; copy or export the model again") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    guard = SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale)
+    return guard
+
+
+def default_model() -> Path:
+    """The folder of the model inside the package."""
+    return Path(str(resources.files("haechi") / "data" / "haechi-mini"))
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each within the token budget."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _harm(verdict: Verdict) -> tuple[bool, float]:
+    """Windows that could not be judged count above all: a text half judged is not safe."""
+    return verdict.error is not None, verdict.score or 0.0
+
+
+def _would_repeat(ids: Sequence[int], size: int = 4) -> list[int]:
+    """Tokens that would make the last `size` ids a run that was already written."""
+    tail = tuple(ids[len(ids) - size + 1 :])
+    return [
+        ids[start + size - 1] for start in range(len(ids) - size + 1) if tuple(ids[start : start + size - 1]) == tail
+    ]

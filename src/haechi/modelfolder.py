@@ -1,0 +1,90 @@
+"""`haechi.json`, the sheet that turns a Hugging Face model folder into a guard: policy, template, operating point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from haechi.errors import DataError, ModelError
+from haechi.schema import Record
+from haechi.store import read_json, write_json
+from haechi.taxonomy import Taxonomy, validate
+from haechi.template import TemplateSettings
+
+SHEET = "haechi.json"
+FORMAT = 1
+
+
+class Sheet(Record):
+    """Everything a guard needs beside weights and tokenizer."""
+
+    format: int = FORMAT
+    """Version of this file's layout."""
+    name: str
+    """What the model is called."""
+    base: str
+    """The model it started from."""
+    taxonomy: dict[str, Any]
+    """Snapshot of the policy it was trained for."""
+    taxonomy_version: str
+    """Content hash of that policy."""
+    template: TemplateSettings
+    """How it reads."""
+    casing: dict[str, str] | None = None
+    """Usual forms of words for a model that writes in lower case (`haechi.casing`); None for models that know case."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the label logits; fitted on validation rows."""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """A calibrated score at or above it is unsafe; fitted on validation rows."""
+    trained_on: dict[str, Any] = Field(default_factory=dict)
+    """Per stage the data and its content hashes."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """What validation measured."""
+
+    def policy(self) -> Taxonomy:
+        """The snapshot as a taxonomy. Raises ModelError when its content does not have its stated version."""
+        taxonomy = validate(self.taxonomy, f"the taxonomy inside model {self.name!r}")
+        if taxonomy.version != self.taxonomy_version:
+            raise ModelError(
+                f"model {self.name!r} says taxonomy {self.taxonomy_version} but holds {taxonomy.version}: "
+                f"its {SHEET} was edited; export or train it again"
+            )
+        return taxonomy
+
+
+def read_sheet(folder: Path) -> Sheet:
+    """The sheet of a model folder. Raises ModelError in one line for anything missing, truncated or unknown."""
+    if not folder.is_dir():
+        raise ModelError(f"no model folder {folder}")
+    try:
+        tree = read_json(folder / SHEET)
+    except DataError as error:
+        raise ModelError(f"{folder} is not a Haechi model: {error}") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise ModelError(
+            f"{folder / SHEET} has format {tree.get('format') if isinstance(tree, dict) else None!r}; "
+            f"this version reads format {FORMAT}"
+        )
+    try:
+        return Sheet(**tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(f"{folder / SHEET}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def write_sheet(folder: Path, sheet: Sheet) -> None:
+    """Write the sheet of a model folder, atomically."""
+    write_json(folder / SHEET, sheet.model_dump(mode="json"))
+
+
+def require_policy(sheet: Sheet, taxonomy: Taxonomy) -> None:
+    """Raise ModelError unless the model was trained for exactly this policy."""
+    if taxonomy.version != sheet.taxonomy_version:
+        differing = sorted(set(taxonomy.codes) ^ set(sheet.policy().codes))
+        detail = f" (categories that differ: {', '.join(differing)})" if differing else ""
+        raise ModelError(
+            f"model {sheet.name!r} was trained for taxonomy {sheet.taxonomy_version}, not {taxonomy.version}{detail}: "
+            "train it for this policy or drop the taxonomy option"
+        )

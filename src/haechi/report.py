@@ -1,0 +1,112 @@
+"""Results files -> Markdown tables; no number is typed by hand. What the paper reported is marked as such."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+
+@cache
+def paper() -> dict[str, Any]:
+    """The paper's tables as facts."""
+    text = (resources.files("haechi") / "data" / "paper.yaml").read_text(encoding="utf-8")
+    facts: dict[str, Any] = yaml.safe_load(text)
+    return facts
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """All tables of one evaluation."""
+    parts = ["# Evaluation", "", "Measured by `haechi evaluate`; intervals are 95% bootstrap intervals.", ""]
+    for name in result["config"]["sets"]:
+        parts += [f"## {name} ({result['sets'][name]['rows']} rows)", "", *set_table(result, name), ""]
+    parts += ["## By category", "", *_category_table(result), ""]
+    if any(guard["answers"] for guard in result["guards"].values()):
+        parts += ["## Answers to harmful rows", "", *_answer_table(result), ""]
+    return "\n".join(parts)
+
+
+def set_table(result: Mapping[str, Any], name: str) -> list[str]:
+    """Guards on one set in the columns of the paper's tables, with the paper's own rows below where it has them."""
+    head = [
+        "guard",
+        "Safe P/R/F1",
+        "Unsafe P/R/F1",
+        "Weighted P/R/F1",
+        "weighted F1 interval",
+        "AUPRC",
+        "AUROC",
+        "ECE",
+        "FPR",
+        "errors",
+    ]
+    rows = []
+    for guard, measured in result["guards"].items():
+        figures = measured["sets"][name]
+        low, high = figures["intervals"]["weighted_f1"]
+        rows.append(
+            [
+                guard,
+                *(
+                    _triple(figures[f"{group}_{figure}"] for figure in ("precision", "recall", "f1"))
+                    for group in ("safe", "unsafe", "weighted")
+                ),
+                f"{low:.3f}–{high:.3f}",
+                *(_number(figures.get(key)) for key in ("auprc", "auroc", "ece", "fpr")),
+                str(figures["errors"]),
+            ]
+        )
+    for row in paper()["tables"].get(name, {"rows": []})["rows"]:
+        size = f" ({row['size']})" if "size" in row else ""
+        rows.append(
+            [
+                f"{row['system']}{size}, reported by the paper",
+                *(_triple(row[group]) for group in ("safe", "unsafe", "weighted")),
+                *[""] * 6,
+            ]
+        )
+    return markdown(head, rows)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, first column left, others right."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _category_table(result: Mapping[str, Any]) -> list[str]:
+    """Recall on unsafe rows / FPR on safe rows, over the sets that use the policy's categories."""
+    sets = [name for name in result["config"]["sets"] if name.startswith("policy_test")]
+    rows = []
+    for guard, measured in result["guards"].items():
+        codes = sorted({code for name in sets for code in measured["sets"][name]["by_category"]})
+        for code in codes:
+            cells = [measured["sets"][name]["by_category"].get(code, {}) for name in sets]
+            rows.append(
+                [guard, code, *(f"{_number(cell.get('recall'))} / {_number(cell.get('fpr'))}" for cell in cells)]
+            )
+    return markdown(["guard", "category", *(f"{name} recall / FPR" for name in sets)], rows) if sets else []
+
+
+def _answer_table(result: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for guard, measured in result["guards"].items():
+        for name, figures in measured["answers"].items():
+            problems = (
+                ", ".join(f"{problem} {count}" for problem, count in sorted(figures["problems"].items())) or "none"
+            )
+            rows.append(
+                [guard, name, f"{figures['answers']} of {figures['harmful']}", _number(figures["passed"]), problems]
+            )
+    return markdown(["guard", "set", "answers written", "all checks passed", "problems"], rows)
+
+
+def _triple(values: Iterable[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in values)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

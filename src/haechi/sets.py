@@ -1,0 +1,145 @@
+"""Public and own data sets by name: where each lives, under which licence, whether it may be trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from haechi.config import Config, parse, read_yaml
+from haechi.errors import DataError, MissingExtra, did_you_mean
+from haechi.schema import Example, Label
+from haechi.store import read_jsonl
+
+
+class Hub(Config):
+    """How a set's columns on the Hugging Face hub map to ours."""
+
+    path: str
+    """Hub name of the data set."""
+    config: str | None = None
+    """Its configuration, when it has several."""
+    split: str
+    """Which split."""
+    query: str
+    """Column of the query."""
+    label: str | None = None
+    """Column of the label."""
+    safe: tuple[str, ...] = ()
+    """Label values that mean safe."""
+    unsafe: tuple[str, ...] = ()
+    """Label values that mean unsafe."""
+    response: str | None = None
+    """Column of a reference answer."""
+    all_label: Label | None = None
+    """The label of every row, when the set has one."""
+
+
+class DataSet(Config):
+    """One entry of `data/sets.yaml`."""
+
+    use: Literal["train", "eval"]
+    """`eval` sets are measured on and never trained on."""
+    lang: str
+    """Main language."""
+    title: str
+    """Its name in the literature."""
+    home: str
+    """Public page."""
+    licence: str
+    """Licence of the rows."""
+    note: str = ""
+    """What it tells, or its weakness."""
+    hub: Hub | None = None
+    """Where `datasets` finds it, when known."""
+
+
+class _Registry(Config):
+    sets: dict[str, DataSet]
+
+
+@cache
+def registry() -> dict[str, DataSet]:
+    """Every known public set by name."""
+    with resources.as_file(resources.files("haechi") / "data" / "sets.yaml") as path:
+        return parse(_Registry, read_yaml(path), "the set registry").sets
+
+
+def data_folder() -> Path:
+    """The local mirror of public data, from the environment variable HAECHI_DATA (default `../shared/data`)."""
+    return Path(os.environ.get("HAECHI_DATA", "../shared/data"))
+
+
+def corpus_folder() -> Path:
+    """The project's own rows, from the environment variable HAECHI_CORPUS (default `corpus`)."""
+    return Path(os.environ.get("HAECHI_CORPUS", "corpus"))
+
+
+def load_set(name: str) -> list[Example]:
+    """All rows of a set: a file of the corpus or of the local mirror, a JSONL path, else the public hub.
+
+    Raises DataError naming the set, its home and its licence when it is in neither place.
+    """
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        if not Path(name).is_file():
+            raise DataError(f"no such file: {name}")
+        return [_example(row, Path(name)) for row in read_jsonl(Path(name))]
+    own = corpus_folder() / f"{name}.jsonl"
+    if own.is_file():
+        return [_example(row, own) for row in read_jsonl(own)]
+    known = registry()
+    if name not in known:
+        names = [*known, *(file.stem for file in corpus_folder().glob("*.jsonl"))]
+        raise DataError(f"unknown data set {name!r}{did_you_mean(name, names)}")
+    entry = known[name]
+    mirror = data_folder() / entry.use / f"{name}.jsonl.gz"
+    if mirror.is_file():
+        return [_example(row, mirror) for row in read_jsonl(mirror)]
+    if entry.hub is None:
+        raise DataError(
+            f"data set {name!r} ({entry.title}, {entry.licence}) is not in {mirror.parent} and has no known hub copy; "
+            f"fetch it from {entry.home} and set HAECHI_DATA to the folder that holds {entry.use}/{name}.jsonl.gz"
+        )
+    return list(from_hub(name, entry, entry.hub))
+
+
+def from_hub(name: str, entry: DataSet, hub: Hub) -> Iterator[Example]:
+    """The rows of a set as `datasets` loads it, its columns mapped to ours."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra("train", f"fetching the data set {name!r}") from None
+    try:
+        rows = datasets.load_dataset(hub.path, hub.config, split=hub.split)
+    except Exception as error:
+        raise DataError(
+            f"data set {name!r} ({entry.title}, {entry.licence}) could not be fetched from {entry.home}: "
+            f"{type(error).__name__}; place it under HAECHI_DATA as {entry.use}/{name}.jsonl.gz"
+        ) from None
+    for index, row in enumerate(rows):
+        value = str(row[hub.label]) if hub.label else None
+        label = hub.all_label or ("safe" if value in hub.safe else "unsafe" if value in hub.unsafe else None)
+        yield Example(
+            id=f"{name}-{index}",
+            lang=entry.lang,
+            query=str(row[hub.query]),
+            label=label,
+            category=value,
+            response=str(row[hub.response]) if hub.response and row[hub.response] else None,
+            source=entry.title,
+            license=entry.licence,
+        )
+
+
+def _example(row: Any, path: Path) -> Example:
+    """A stored row; columns beyond ours (translations, annotations) are left behind."""
+    if not isinstance(row, dict) or not isinstance(row.get("query"), str) or "id" not in row:
+        raise DataError(f"{path}: a row lacks an id or a query")
+    kept = {key: value for key, value in row.items() if key in Example.model_fields}
+    if "group" in kept:
+        # Some public sets number their groups.
+        kept["group"] = str(kept["group"])
+    return Example(**{"lang": "und", **kept})

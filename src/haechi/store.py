@@ -1,0 +1,145 @@
+"""JSONL files: read leniently, write atomically, resume after a kill; and small JSON files, never half written."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from haechi.errors import DataError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step: a reader or a kill sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise DataError(f"cannot write {path}: {error.strerror}") from None
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`. Raises DataError when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no such file: {path}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+
+
+def dumps(row: Any) -> str:
+    """One row as one line of JSON that UTF-8 can hold: lone surrogates, which it cannot, are escaped."""
+    line = json.dumps(row, ensure_ascii=False)
+    return line if line.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in line) else json.dumps(row)
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write rows as JSONL, atomically."""
+    write_text(path, "".join(dumps(row) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """The rows of a JSONL file, plain or `.gz`. Raises DataError naming the file and line of anything malformed."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    raise DataError(f"{path} line {number} is not JSON") from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Journal:
+    """Rows on their way to `path`: kept in `path.part` until all are there, then moved into place in one step.
+
+    After a kill or a full disk the part file holds whole rows only (a torn last line is cut on reopening) and
+    `len(journal)` says how many: the caller goes on from there. `key` identifies the work (input hash, settings);
+    a part file of other work is started afresh.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self._part = path.with_name(path.name + ".part")
+        self._key = path.with_name(path.name + ".part.key")
+        self._done = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._part.exists() and self._key.exists() and self._key.read_text(encoding="utf-8") == key:
+            self._done = self._trim()
+        else:
+            self._part.unlink(missing_ok=True)
+            write_text(self._key, key)
+
+    def _trim(self) -> int:
+        """Cut a torn last line; the number of whole rows left."""
+        with self._part.open("r+b") as file:
+            whole = lines = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                lines += 1
+            file.truncate(whole)
+        return lines
+
+    def __len__(self) -> int:
+        return self._done
+
+    def rows(self) -> Iterator[Any]:
+        """The rows written so far."""
+        if self._part.exists():
+            yield from read_jsonl(self._part)
+
+    def __enter__(self) -> Journal:
+        self._file = self._part.open("a", encoding="utf-8")
+        return self
+
+    def write(self, rows: Iterable[Any]) -> None:
+        """Append rows and push them to the disk. Raises DataError, keeping the whole rows, when the disk is full."""
+        batch = [dumps(row) for row in rows]
+        try:
+            self._file.writelines(line + "\n" for line in batch)
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"cannot write {self.path}: {error.strerror}; {self._done} rows are kept, rerun to go on from there"
+            ) from None
+        self._done += len(batch)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closing flushes again: after a full disk that fails once more, and the rows are already told as kept.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if kind is None:
+            os.replace(self._part, self.path)
+            self._key.unlink(missing_ok=True)

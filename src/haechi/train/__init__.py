@@ -1,0 +1,129 @@
+"""`haechi train CONFIG`: one model, two tasks, trained progressively (arXiv 2405.19795): general text and instructions
+first, then both safety tasks together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haechi import metrics
+from haechi.casing import learn
+from haechi.guards.slm import load
+from haechi.modelfolder import Sheet, write_sheet
+from haechi.schema import Label, Verdict
+from haechi.sets import data_folder
+from haechi.store import digest, write_json
+from haechi.taxonomy import load_taxonomy
+from haechi.train.config import Stage, TrainConfig
+from haechi.train.data import RowSource, Source, TextSource, read_rows
+from haechi.train.loop import Loop
+from haechi.train.model import Base, load_base, merged
+
+__all__ = ["Stage", "TrainConfig", "run"]
+
+
+def run(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
+    """Train every stage and write the finished model folder; returns it. A killed run goes on when run again."""
+    taxonomy = load_taxonomy(config.taxonomy)
+    base = load_base(config, taxonomy)
+    loop = Loop(config, base, report)
+    main = loop.accelerator.is_main_process
+    if main:
+        write_json(config.output / "config.json", config.model_dump(mode="json"))
+    loop.load_finished()
+    measured: dict[str, Any] = {}
+    for index, stage in enumerate(config.stages):
+        train, valid = _sources(stage, base, config)
+        measured[stage.name] = loop.run(index, stage, train, valid)
+    folder = config.output / "model"
+    if main:
+        merged(base.model).save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        write_sheet(
+            folder,
+            Sheet(
+                name=config.output.name,
+                base=config.base,
+                taxonomy=taxonomy.model_dump(mode="json"),
+                taxonomy_version=taxonomy.version,
+                template=base.template.settings,
+                casing=_casing(base, config),
+                trained_on={stage.name: _provenance(stage) for stage in config.stages},
+                metrics={"training": measured},
+            ),
+        )
+        _calibrate(folder, config, report)
+        report(f"model written to {folder}")
+    loop.end()
+    return folder
+
+
+def _calibrate(folder: Path, config: TrainConfig, report: Callable[[str], None]) -> None:
+    """Fit temperature and threshold on the last labelled stage's validation rows, and keep what they measure there."""
+    labelled = [stage.rows for stage in config.stages if stage.rows is not None and "classify" in stage.tasks]
+    rows = [row.example for row in read_rows(labelled[-1], "valid")] if labelled else []
+    labels: list[Label] = [row.label or "safe" for row in rows]
+    truth = np.array([label == "unsafe" for label in labels], bool)
+    if truth.all() or not truth.any():
+        report("not calibrated: the validation rows do not hold both labels")
+        return
+    guard = load(folder, engine="torch")
+    raw = np.clip([verdict.score or 0.0 for verdict in guard.check([row.query for row in rows])], 1e-9, 1 - 1e-9)
+    margins = np.log(raw / (1 - raw))
+    temperature = metrics.fit_temperature(truth, margins)
+    score = 1 / (1 + np.exp(-margins / temperature))
+    threshold = metrics.best_threshold(truth, score)
+    verdicts = [Verdict(unsafe=bool(value >= threshold), score=float(value)) for value in score]
+    measured = {
+        "rows": float(len(rows)),
+        **{name: float(value) for name, value in metrics.scores(metrics.cells(labels, verdicts)).items()},
+        **{name: value for name, value in metrics.ranking(labels, verdicts).items() if isinstance(value, float)},
+    }
+    report(
+        f"calibrated on {len(rows)} validation rows: temperature {temperature:.3f}, threshold {threshold:.3f}, "
+        f"weighted F1 {measured['weighted_f1']:.3f}, AUROC {measured['auroc']:.3f}"
+    )
+    write_sheet(
+        folder,
+        guard.sheet.model_copy(
+            update={
+                "temperature": temperature,
+                "threshold": threshold,
+                "metrics": {**guard.sheet.metrics, "validation": measured},
+            }
+        ),
+    )
+
+
+def _sources(stage: Stage, base: Base, config: TrainConfig) -> tuple[Source, Source | None]:
+    if stage.text is not None:
+        return TextSource(stage, base.template, config.seed, config.output / "text"), None
+    assert stage.rows is not None
+    train = RowSource(read_rows(stage.rows, "train"), stage, base.template, config.seed)
+    valid = RowSource(read_rows(stage.rows, "valid"), stage, base.template, config.seed, shuffle=False)
+    return train, valid
+
+
+def _casing(base: Base, config: TrainConfig) -> dict[str, str] | None:
+    """How the training answers write the words an uncased tokenizer lowers; None for a tokenizer that keeps case."""
+    if base.template.decode(base.template.encode("Aa")) != "aa":
+        return None
+    folders = [stage.rows for stage in config.stages if stage.rows is not None]
+    rows = (row.example.response for folder in folders for row in read_rows(folder, "train"))
+    return learn(response for response in rows if response)
+
+
+def _provenance(stage: Stage) -> dict[str, Any]:
+    """What the stage read, by content hash."""
+    if stage.rows is not None:
+        return {"rows": stage.rows.name, "train": digest(stage.rows / "train.jsonl")}
+    assert stage.text is not None
+    shards = {
+        f"{language}/{shard.name}": digest(shard)
+        for language in stage.text
+        for shard in sorted((data_folder() / "text" / language).glob("*.txt.xz"))
+    }
+    return {"text": stage.text, "tokens": stage.tokens, "shards": shards}

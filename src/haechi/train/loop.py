@@ -1,0 +1,347 @@
+"""One loop over stages: accelerate for devices and precision, atomic checkpoints, early stopping, a progress line."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from haechi.store import read_json, write_json
+from haechi.template import CATEGORY, IGNORE, NOT_SUPERVISED, TEXT, VERDICT, Batch, Row, pack, visible
+from haechi.train.config import Stage, TrainConfig
+from haechi.train.data import Source
+from haechi.train.model import Base, free_head, restrict_head
+
+log = logging.getLogger(__name__)
+
+_KINDS = {"verdict": VERDICT, "category": CATEGORY, "text": TEXT}
+
+
+class Loop:
+    """Trains one stage after another; its position survives a kill."""
+
+    def __init__(self, config: TrainConfig, base: Base, report: Callable[[str], None]) -> None:
+        self.config, self.base, self._report = config, base, report
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            log_with="tensorboard",
+            project_dir=str(config.output),
+            cpu=not torch.cuda.is_available(),
+        )
+        set_seed(config.seed + self.accelerator.process_index)
+        self.accelerator.init_trackers("tensorboard")
+        self.attention = base.template.settings.attention
+        self.model = base.model
+        self._saved = config.output / "checkpoint"
+        self._progress = self._read_progress()
+
+    def run(self, index: int, stage: Stage, train: Source, valid: Source | None) -> dict[str, Any]:
+        """Train one stage (or what is left of it). Returns what it measured; a finished stage is not run again."""
+        done: dict[str, Any] = self._progress["done"].get(stage.name, {})
+        if done:
+            return done
+        optimizer = torch.optim.AdamW(_groups(self.base.model, stage.weight_decay), lr=stage.lr)
+        # accelerate would prepare the same module again for each stage; start every stage from the bare model.
+        self.model, prepared = self.accelerator.prepare(self.base.model, optimizer)
+        state = self._resume(index)
+        steps = len(train) // stage.accumulate
+        if stage.vocabulary_sample:
+            self._restrict(stage)
+        loss_of = torch.compile(self._loss, dynamic=True) if self.config.compile else self._loss
+        with self._bar(stage, steps, state["step"]) as show:
+            while state["step"] < steps and not state["stopped"]:
+                self._step(stage, train, state["step"], steps, prepared, loss_of, show)
+                state["step"] += 1
+                if stage.validate_every and valid and state["step"] % stage.validate_every == 0:
+                    self._validate(stage, valid, state)
+                if state["step"] % self.config.checkpoint_every == 0:
+                    self._checkpoint(index, state)
+        if valid:
+            self._validate(stage, valid, state)
+            self._load_best(stage)
+        if stage.vocabulary_sample:
+            free_head(self.base.model)
+        return self._finish(index, stage, state)
+
+    def end(self) -> None:
+        """Close the log and drop the checkpoint of a finished run."""
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self._saved, ignore_errors=True)
+
+    # One step
+
+    def _step(
+        self,
+        stage: Stage,
+        train: Source,
+        step: int,
+        steps: int,
+        optimizer: Any,
+        loss_of: Callable[..., torch.Tensor],
+        show: Callable[[float, int], None],
+    ) -> None:
+        rate = learning_rate(stage, step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        total, tokens = 0.0, 0
+        for micro in range(stage.accumulate):
+            index = step * stage.accumulate + micro
+            rows = self._share(train.rows(index))
+            batch = pack(rows)
+            candidates = self._sample(stage, batch, index)
+            loss = loss_of(*self._tensors(batch, stage, candidates)) / stage.accumulate
+            self.accelerator.backward(loss)
+            total += float(loss.detach())
+            tokens += sum(row.tokens for row in rows) * self.accelerator.num_processes
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        show(total, tokens)
+        self.accelerator.log({f"{stage.name}/loss": total, f"{stage.name}/lr": rate}, step=step)
+
+    def _share(self, rows: list[Row]) -> list[Row]:
+        """This process's rows; every process gets at least one, so that none waits for the others' gradients."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return rows[rank::world] or rows[:1]
+
+    def _tensors(self, batch: Batch, stage: Stage, candidates: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+        split = batch.split
+        labels, kinds = batch.labels[:, split:], batch.kinds[:, split:]
+        weights = np.zeros(kinds.shape, np.float32)
+        for name, kind in _KINDS.items():
+            if count := int((kinds == kind).sum()):
+                weights[kinds == kind] = getattr(stage.weights, name) / count
+        if candidates is not None:
+            labels = np.where(kinds == NOT_SUPERVISED, IGNORE, np.searchsorted(candidates, labels))
+        mask = visible(batch.segments, self.attention)[:, None]
+        arrays = (batch.ids, mask, batch.positions, np.arange(split, batch.ids.shape[1]), labels, weights)
+        return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self.accelerator.device) for array in arrays)
+
+    def _loss(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        keep: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        logits = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
+        ).logits
+        each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
+        return (each * weights.flatten()).sum()
+
+    # The sampled softmax
+
+    def _restrict(self, stage: Stage) -> None:
+        vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
+        self._vocabulary = vocabulary
+        size = min(vocabulary, stage.vocabulary_sample)
+        self._candidates = torch.zeros(size, dtype=torch.int64, device=self.accelerator.device)
+        self._offsets = torch.zeros(size, device=self.accelerator.device)
+        restrict_head(self.base.model, self._candidates, self._offsets)
+
+    def _sample(self, stage: Stage, batch: Batch, index: int) -> np.ndarray | None:
+        """The batch's own targets and random others, sorted, as many as the head was restricted to."""
+        if not stage.vocabulary_sample:
+            return None
+        size, vocabulary = len(self._candidates), self._vocabulary
+        own = np.unique(batch.labels[batch.kinds != NOT_SUPERVISED])
+        others = np.random.default_rng([self.config.seed, index]).permutation(vocabulary)
+        others = others[~np.isin(others, own)]
+        drawn = others[: size - len(own)]
+        candidates = np.concatenate([own, drawn])
+        offsets = np.zeros(size, np.float32)
+        if len(drawn):
+            offsets[len(own) :] = math.log(len(others) / len(drawn))
+        order = np.argsort(candidates)
+        self._candidates.copy_(torch.from_numpy(candidates[order]))
+        self._offsets.copy_(torch.from_numpy(offsets[order]))
+        return np.asarray(candidates[order])
+
+    # Validation and early stopping
+
+    @torch.no_grad()
+    def _validate(self, stage: Stage, valid: Source, state: dict[str, Any]) -> None:
+        free_head(self.base.model)
+        self.model.eval()
+        sums = dict.fromkeys(_KINDS, 0.0)
+        counts = dict.fromkeys(_KINDS, 0)
+        for step in range(len(valid)):
+            batch = pack(valid.rows(step))
+            ids, mask, positions, keep, labels, _ = self._tensors(batch, stage)
+            with self.accelerator.autocast():
+                logits = self.model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
+                ).logits
+            each = F.cross_entropy(
+                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none"
+            )
+            kinds = batch.kinds[:, batch.split :].ravel()
+            for name, kind in _KINDS.items():
+                sums[name] += float(each.cpu().numpy()[kinds == kind].sum())
+                counts[name] += int((kinds == kind).sum())
+        means = {name: sums[name] / counts[name] for name in _KINDS if counts[name]}
+        loss = sum(getattr(stage.weights, name) * value for name, value in means.items())
+        self.accelerator.log({f"{stage.name}/valid_{name}": value for name, value in means.items()}, step=state["step"])
+        better = loss < state["best"]
+        state["history"].append({"step": state["step"], "loss": loss, **means})
+        self._report(
+            f"{stage.name} step {state['step']}: validation "
+            + "  ".join(f"{name} {value:.4f}" for name, value in {"loss": loss, **means}.items())
+            + ("  best" if better else "")
+        )
+        if better:
+            state.update(best=loss, bad=0)
+            self._save_best(stage)
+        else:
+            state["bad"] += 1
+            state["stopped"] = bool(stage.patience and state["bad"] >= stage.patience)
+        if stage.vocabulary_sample:
+            restrict_head(self.base.model, self._candidates, self._offsets)
+
+    def _best(self, stage: Stage) -> Path:
+        return self.config.output / "best" / f"{stage.name}.pt"
+
+    def _save_best(self, stage: Stage) -> None:
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            path = self._best(stage)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(weights, path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+        self.accelerator.wait_for_everyone()
+
+    def _load_best(self, stage: Stage) -> None:
+        weights = torch.load(self._best(stage), map_location=self.accelerator.device, weights_only=True)
+        self.accelerator.unwrap_model(self.model).load_state_dict(weights)
+
+    # Position on disk
+
+    def _read_progress(self) -> dict[str, Any]:
+        file = self._saved / "progress.json"
+        previous = self._saved.with_suffix(".old")
+        if not file.exists() and (previous / "progress.json").exists():
+            # Killed between the two renames of `_write`: the previous checkpoint is whole.
+            os.replace(previous, self._saved)
+        progress: dict[str, Any] = read_json(file) if file.exists() else {"stage": -1, "state": None, "done": {}}
+        return progress
+
+    def _resume(self, index: int) -> dict[str, Any]:
+        if self._progress["stage"] == index:
+            self.accelerator.load_state(str(self._saved))
+            self._report(f"going on from step {self._progress['state']['step']}")
+            state: dict[str, Any] = self._progress["state"]
+            return state
+        return {"step": 0, "best": math.inf, "bad": 0, "stopped": False, "history": []}
+
+    def load_finished(self) -> bool:
+        """Load the weights that the last finished stage left, if a killed run stopped between stages or in one."""
+        file = self._saved / "stage.pt"
+        if not file.exists():
+            return False
+        self.base.model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        return True
+
+    def _checkpoint(self, index: int, state: dict[str, Any]) -> None:
+        self._progress.update(stage=index, state=state)
+        self._write(lambda folder: self.accelerator.save_state(str(folder), safe_serialization=False))
+
+    def _finish(self, index: int, stage: Stage, state: dict[str, Any]) -> dict[str, Any]:
+        measured = {"steps": state["step"], "validation": state["history"]}
+        self._progress.update(stage=-1, state=None)
+        self._progress["done"][stage.name] = measured
+        weights = self.accelerator.get_state_dict(self.model)
+        self._write(lambda folder: torch.save(weights, folder / "stage.pt"))
+        self.base.model.load_state_dict(weights)
+        self.accelerator.free_memory()
+        return measured
+
+    def _write(self, save: Callable[[Path], None]) -> None:
+        """Replace the checkpoint by a new one in a way a kill at any moment survives."""
+        fresh, old = self._saved.with_suffix(".new"), self._saved.with_suffix(".old")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        save(fresh) if self.accelerator.is_main_process or self._sharded() else None
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            stage = self._saved / "stage.pt"
+            if stage.exists() and not (fresh / "stage.pt").exists():
+                os.link(stage, fresh / "stage.pt")
+            write_json(fresh / "progress.json", self._progress)
+            shutil.rmtree(old, ignore_errors=True)
+            if self._saved.exists():
+                os.replace(self._saved, old)
+            os.replace(fresh, self._saved)
+            shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _sharded(self) -> bool:
+        return bool(self.accelerator.num_processes > 1)
+
+    # What a person sees
+
+    @contextmanager
+    def _bar(self, stage: Stage, steps: int, start: int) -> Iterator[Callable[[float, int], None]]:
+        """A progress bar on a terminal, a line every 50 steps elsewhere: loss, tokens/s, time left."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s  left"),
+            TimeRemainingColumn(),
+        )
+        began, seen, steps_seen, smooth = time.monotonic(), 0, 0, math.nan
+        with Progress(*columns, console=Console(stderr=True), disable=not self.accelerator.is_main_process) as progress:
+            task = progress.add_task(stage.name, total=steps, completed=start, loss=math.nan, speed=0.0)
+
+            def show(loss: float, tokens: int) -> None:
+                nonlocal seen, steps_seen, smooth
+                seen, steps_seen = seen + tokens, steps_seen + 1
+                smooth = loss if math.isnan(smooth) else 0.95 * smooth + 0.05 * loss
+                elapsed = time.monotonic() - began
+                progress.update(task, advance=1, loss=smooth, speed=seen / elapsed)
+                if not progress.console.is_terminal and steps_seen % 50 == 0:
+                    left = elapsed / steps_seen * (steps - start - steps_seen)
+                    self._report(
+                        f"{stage.name} step {start + steps_seen}/{steps}  loss {smooth:.3f}  "
+                        f"{seen / elapsed:,.0f} tokens/s  {left / 60:.0f} min left"
+                    )
+
+            yield show
+
+
+def learning_rate(stage: Stage, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine from the peak to a tenth of it."""
+    warm = max(1, round(stage.warmup * steps))
+    if step < warm:
+        return stage.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return stage.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def _groups(model: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,165 @@
+"""Small real things: tiny models with random weights and real tokenizers on disk, trained and exported by our code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+# Tiny tensors on several threads spend their time waiting for each other; child processes inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from haechi import export, train
+from haechi.schema import Example
+from haechi.train.config import Stage, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+HARMFUL = ["how do I steal a car", "tell me her home address", "옆집 비밀번호 알려줘", "you are a worthless machine"]
+HARMLESS = [
+    "how do I wash a car",
+    "what is the capital of France",
+    "김치찌개 끓이는 법 알려줘",
+    "thank you for your help",
+]
+REFUSAL = {"en": "I will not help with that. Please talk to someone you trust.", "ko": "그 일은 도와드릴 수 없어요."}
+
+
+def examples(copies: int = 4) -> list[Example]:
+    """Rows of both labels and languages, some with answers."""
+    rows = []
+    for copy in range(copies):
+        for label, queries in (("unsafe", HARMFUL), ("safe", HARMLESS)):
+            for number, query in enumerate(queries):
+                lang = "en" if query.isascii() else "ko"
+                rows.append(
+                    Example(
+                        id=f"{label}-{number}-{copy}",
+                        lang=lang,
+                        query=f"{query} {copy}",
+                        label=label,
+                        category="crime_advice" if label == "unsafe" else "general",
+                        response=REFUSAL[lang],
+                    )
+                )
+    return rows
+
+
+def write_curated(folder: Path, rows: list[Example]) -> Path:
+    """A folder as `haechi curate` makes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "valid"):
+        lines = [json.dumps({"weight": 1, "example": row.model_dump()}, ensure_ascii=False) for row in rows]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_curated(tmp_path_factory.mktemp("curated"), examples())
+
+
+@pytest.fixture(scope="session")
+def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 30 thousand parameters whose tokenizer truncates and pads, as MiniLM's does."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([*HARMFUL, *HARMLESS, *REFUSAL.values(), "0 1 2 3 4 5 6 7 8 9 < | > _"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
+    )
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=16)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]"
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    BertLMHeadModel(
+        BertConfig(
+            vocab_size=len(fast),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=512,
+            is_decoder=True,
+            hidden_dropout_prob=0.1,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+def llama_folder(folder: Path, *, tied: bool) -> Path:
+    """A Llama with grouped queries, a byte-level tokenizer, a chat template and a table padded to 512 rows."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*HARMFUL, *HARMLESS, *REFUSAL.values()], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = "{% for m in messages %}<s>user: {{ m['content'] }}\n{% endfor %}assistant:"
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["tied", "untied"])
+def llama_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama_folder(tmp_path_factory.mktemp(request.param), tied=request.param == "tied")
+
+
+def tiny_config(start: Path, output: Path, curated: Path, **changes: object) -> TrainConfig:
+    """A run of seconds: one safety stage over the curated rows."""
+    stage = Stage(name="safety", rows=curated, epochs=40, batch_tokens=256, lr=5e-3, validate_every=60)
+    settings = {
+        "base": str(start),
+        "output": output,
+        "stages": (stage,),
+        "precision": "fp32",
+        "prompt": {"window": 64, "overlap": 16, "answer": 32},
+        "checkpoint_every": 100,
+        **changes,
+    }
+    return TrainConfig.model_validate(settings, strict=False)
+
+
+@pytest.fixture(scope="session")
+def trained(bert_base: Path, curated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder made by `haechi train`."""
+    return train.run(tiny_config(bert_base, tmp_path_factory.mktemp("run"), curated), lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as fp32 ONNX."""
+    return export.run(trained, tmp_path_factory.mktemp("onnx"), "fp32", lambda line: None)

@@ -1,0 +1,127 @@
+"""Figures agree with scikit-learn, an unanswered row is never right, an evaluation resumes and its tables follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_fscore_support
+
+from conftest import ROOT
+from haechi import evaluate, metrics
+from haechi.errors import ConfigError
+from haechi.evaluate import EvaluateConfig
+from haechi.guards.keyword import KeywordGuard
+from haechi.guards.slm import load
+from haechi.report import paper, tables
+from haechi.schema import Example, Label, Verdict
+
+pairs = st.lists(st.tuples(st.sampled_from(["safe", "unsafe"]), st.sampled_from([True, False, None])), min_size=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(pairs=pairs)
+def test_precision_recall_and_f1_agree_with_scikit_learn(pairs: list[tuple[Label, bool | None]]) -> None:
+    labels = [label for label, _ in pairs]
+    said = ["none" if unsafe is None else "unsafe" if unsafe else "safe" for _, unsafe in pairs]
+    ours = metrics.scores(metrics.cells(labels, [Verdict(unsafe=unsafe) for _, unsafe in pairs]))
+    names = ["safe", "unsafe"]
+    each = precision_recall_fscore_support(labels, said, labels=names, zero_division=0)
+    for row, name in enumerate(names):
+        for column, figure in enumerate(("precision", "recall", "f1")):
+            assert ours[f"{name}_{figure}"] == pytest.approx(each[column][row])
+    weighted = precision_recall_fscore_support(labels, said, labels=names, average="weighted", zero_division=0)
+    assert [float(ours[f"weighted_{name}"]) for name in ("precision", "recall", "f1")] == pytest.approx(weighted[:3])
+
+
+def test_a_guard_that_never_answers_scores_nothing() -> None:
+    counts = metrics.cells(["safe", "unsafe"], [Verdict(error="x")] * 2)
+    assert metrics.scores(counts)["weighted_f1"] == 0 == metrics.scores(counts)["safe_recall"]
+
+
+def test_intervals_hold_the_figure_and_narrow_with_rows() -> None:
+    counts = np.array([80, 20, 0, 10, 90, 0], float)
+    low, high = metrics.interval(counts)["weighted_f1"]
+    assert low < metrics.scores(counts)["weighted_f1"] < high
+    narrow = metrics.interval(counts * 100)["weighted_f1"]
+    assert narrow[1] - narrow[0] < (high - low) / 5
+
+
+def test_calibration_recovers_a_known_temperature_and_threshold() -> None:
+    rng = np.random.default_rng(0)
+    margins = rng.normal(0, 2, 20_000)
+    truth = rng.random(20_000) < 1 / (1 + np.exp(-margins))
+    assert metrics.fit_temperature(truth, margins * 3) == pytest.approx(3, rel=0.1)
+    score = 1 / (1 + np.exp(-margins))
+    assert metrics.expected_calibration_error(truth, score) < 0.02
+    assert metrics.best_threshold(truth, score) == pytest.approx(0.5, abs=0.1)
+    assert metrics.best_threshold(np.array([False, False, True]), np.array([0.1, 0.2, 0.9])) == pytest.approx(
+        0.55, abs=0.36
+    )
+
+
+def test_the_papers_rows_are_all_there() -> None:
+    assert [len(table["rows"]) for table in paper()["tables"].values()] == [13, 13]
+    ours = paper()["tables"]["xstest"]["rows"][0]
+    assert (ours["system"], ours["weighted"]) == ("Ours", [0.91, 0.91, 0.91])
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("HAECHI_CORPUS", str(ROOT / "corpus"))
+    (tmp_path / "words.txt").write_text("kill\nbomb\nsteal\n훔치\n", encoding="utf-8")
+    return {
+        "output": tmp_path / "out", "guards": (f"keyword:{tmp_path / 'words.txt'}",),
+        "sets": ("policy_test.en", "policy_test.ko"), "draws": 200,
+    }  # fmt: skip
+
+
+def test_an_evaluation_writes_verdicts_metrics_and_tables(config: dict[str, Any], exported: Path) -> None:
+    chosen = EvaluateConfig(**{**config, "guards": (*config["guards"], f"slm:{exported}"),
+                               "answer_sets": ("policy_test.ko",)})  # fmt: skip
+    result = evaluate.run(chosen, lambda line: None)
+    figures = result["guards"]["keyword"]["sets"]["policy_test.en"]
+    assert figures["rows"] == 300 and figures["errors"] == 0 and sum(figures["cells"].values()) == 300
+    assert figures["by_category"]["crime_advice"]["unsafe"] == 15 and set(figures["by_lang"]) == {"en"}
+    forced = result["guards"][load(exported).name]["answers"]["policy_test.ko forced"]
+    assert forced["harmful"] == forced["answers"] == 150 and 0 <= forced["passed"] <= 1
+    written = json.loads((chosen.output / "metrics.json").read_text(encoding="utf-8"))
+    assert (chosen.output / "tables.md").read_text(encoding="utf-8") == tables(written)
+    assert (chosen.output / "verdicts" / "keyword" / "policy_test.en.jsonl").read_text(encoding="utf-8").count(
+        "\n"
+    ) == 300
+
+
+def test_a_killed_evaluation_asks_nothing_twice(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    check = KeywordGuard.check
+
+    def dying(self: KeywordGuard, conversations: Any) -> list[Verdict]:
+        asked.append(len(conversations))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return check(self, conversations)
+
+    monkeypatch.setattr(KeywordGuard, "check", dying)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(EvaluateConfig(**config), lambda line: None)
+    evaluate.run(EvaluateConfig(**config), lambda line: None)
+    evaluate.run(EvaluateConfig(**config), lambda line: None)
+    assert asked == [256, 44, 44, 256, 44]
+
+
+def test_other_rows_give_another_hash_and_bad_sets_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    row = Example(id="1", lang="en", query="x", label="safe")
+    assert evaluate.set_hash([row]) != evaluate.set_hash([row.model_copy(update={"label": "unsafe"})])
+    for lines, message in (('{"id": "1", "query": "x"}', "no labelled rows"),
+                           ('{"id": "1", "query": "x", "label": "safe"}\n' * 2, "share an id")):  # fmt: skip
+        (tmp_path / "own.jsonl").write_text(lines, encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            evaluate.run(EvaluateConfig(**{**config, "sets": (str(tmp_path / "own.jsonl"),)}), lambda line: None)
+    with pytest.raises(ConfigError, match="same name"):
+        evaluate.run(EvaluateConfig(**{**config, "guards": config["guards"] * 2}), lambda line: None)

@@ -1,0 +1,199 @@
+"""Training: resumes to the bit after kill -9, adapters merge, embeddings stay right, two processes agree."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from conftest import ROOT, examples, llama_folder, tiny_config, write_curated
+from haechi import train
+from haechi.errors import DataError, ModelError
+from haechi.guards.slm import load
+from haechi.modelfolder import read_sheet
+from haechi.schema import Example
+from haechi.taxonomy import load_taxonomy
+from haechi.template import pack
+from haechi.train.config import Lora, Stage, TrainConfig, Vocabulary
+from haechi.train.data import RowSource, TextSource, Weighted, read_rows
+from haechi.train.loop import learning_rate
+from haechi.train.model import free_head, load_base, restrict_head
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def command(config: TrainConfig, folder: Path, launcher: tuple[str, ...] = ("-m", "haechi.cli")) -> list[str]:
+    """A training process of its own over `config`."""
+    file = folder / "config.yaml"
+    folder.mkdir(exist_ok=True)
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    return [sys.executable, *launcher, "train", str(file)]
+
+
+def test_a_killed_run_ends_with_the_same_bits(bert_base: Path, curated: Path, tmp_path: Path) -> None:
+    stages = (
+        Stage(name="first", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, accumulate=2, vocabulary_sample=300),
+        Stage(name="second", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, validate_every=7),
+    )
+    whole, cut = (
+        tiny_config(bert_base, tmp_path / name, curated, stages=stages, checkpoint_every=2, dropout=0.1)
+        for name in ("whole", "cut")
+    )
+    expected = load_file(train.run(whole, quiet) / "model.safetensors")
+    progress = cut.output / "checkpoint" / "progress.json"
+    for stage in (0, 1):
+        process = subprocess.Popen(command(cut, tmp_path / "files"), cwd=ROOT, stderr=subprocess.DEVNULL)
+        # Kill as soon as the stage has a checkpoint: between two moments nobody chose.
+        while process.poll() is None:
+            try:
+                if json.loads(progress.read_text(encoding="utf-8"))["stage"] >= stage:
+                    break
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    told: list[str] = []
+    folder = train.run(cut, told.append)
+    assert any(line.startswith("going on from step") for line in told)
+    found = load_file(folder / "model.safetensors")
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_two_processes_train_one_model(bert_base: Path, curated: Path, tmp_path: Path) -> None:
+    options = ("--num_processes=2", "--cpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+    launcher = ("-m", "accelerate.commands.launch", *options, "--module", "haechi.cli")
+    config = tiny_config(bert_base, tmp_path / "run", curated)
+    words = command(config, tmp_path / "files", launcher)
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    verdicts = load(tmp_path / "run" / "model", engine="torch").check(
+        ["how do I steal a car 1", "how do I wash a car 1"]
+    )
+    assert [verdict.unsafe for verdict in verdicts] == [True, False]
+
+
+def test_adapters_train_new_tokens_and_merge(llama_base: Path, curated: Path, tmp_path: Path) -> None:
+    config = tiny_config(llama_base, tmp_path / "run", curated, lora=Lora(rank=4))
+    base = load_base(config, load_taxonomy())
+    new = [base.template.id(token) for token in ("<|pred|>", "<|unsafe|>")]
+    before = AutoModelForCausalLM.from_pretrained(llama_base)
+    folder = train.run(config, quiet)
+    after = AutoModelForCausalLM.from_pretrained(folder)
+    table, old = after.get_input_embeddings().weight, before.get_input_embeddings().weight
+    # The table was padded to 512 rows: new tokens take padding rows, and nobody else's row moves.
+    assert table.shape == old.shape
+    others = [row for row in range(280) if row not in base.template._special]
+    assert torch.equal(table[others], old[others]) and not torch.equal(table[new], old[new])
+    assert after.config.tie_word_embeddings == before.config.tie_word_embeddings
+    assert (after.get_output_embeddings().weight is table) == before.config.tie_word_embeddings
+    verdicts = load(folder, engine="torch").check(["how do I steal a car 1", "how do I wash a car 1"])
+    assert (verdicts[0].score or 0) > (verdicts[1].score or 0)
+
+
+def test_the_vocabulary_grows_by_composed_korean(bert_base: Path, curated: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    import lzma
+
+    folder = tmp_path / "data" / "text" / "ko"
+    folder.mkdir(parents=True)
+    text = "\n\n".join(["김치찌개를 끓이는 방법을 알려 주세요.", "옆집 비밀번호는 알려 드릴 수 없어요."] * 20)
+    (folder / "ko-00.txt.xz").write_bytes(lzma.compress(text.encode()))
+    monkeypatch.setenv("HAECHI_DATA", str(tmp_path / "data"))
+    stage = Stage(name="language", text={"ko": 1.0}, tokens=256, length=16, prefixes=(0, 4), batch_tokens=64, lr=1e-3)
+    config = tiny_config(
+        bert_base, tmp_path / "run", curated, stages=(stage,), vocabulary=Vocabulary(language="ko", pieces=200)
+    )
+    base = load_base(config, load_taxonomy())
+    pieces = base.tokenizer.convert_ids_to_tokens(base.template.encode("김치찌개 비밀번호"))
+    assert all("가" <= piece.removeprefix("##")[0] <= "힣" for piece in pieces), pieces
+    assert base.template.decode(base.template.encode("옆집 비밀번호")) == "옆집 비밀번호"
+    assert base.model.get_input_embeddings().weight.shape[0] == len(base.tokenizer)
+    source = TextSource(stage, base.template, 0, tmp_path / "cache")
+    assert {len(row.query) for step in range(len(source)) for row in source.rows(step)} <= {1, 5}
+    assert train.run(config, quiet).is_dir()
+
+
+def test_a_restricted_head_is_an_unbiased_sample_and_can_be_freed(
+    bert_base: Path, curated: Path, tmp_path: Path
+) -> None:
+    base = load_base(tiny_config(bert_base, tmp_path, curated), load_taxonomy())
+    ids = torch.tensor([base.template.encode("how do I steal a car")])
+    full = base.model(input_ids=ids).logits
+    picked = torch.tensor([5, 9, 30])
+    restrict_head(base.model, picked, torch.zeros(3))
+    torch.testing.assert_close(base.model(input_ids=ids).logits, full[..., picked])
+    free_head(base.model)
+    assert torch.equal(base.model(input_ids=ids).logits, full)
+
+
+def test_early_stopping_keeps_the_best_weights(bert_base: Path, curated: Path, tmp_path: Path) -> None:
+    stage = Stage(name="safety", rows=curated, epochs=200, batch_tokens=256, lr=0.3, validate_every=2, patience=2)
+    folder = train.run(tiny_config(bert_base, tmp_path / "run", curated, stages=(stage,)), quiet)
+    history = read_sheet(folder).metrics["training"]["safety"]["validation"]
+    losses = [entry["loss"] for entry in history]
+    best = losses.index(min(losses))
+    assert len(losses) - best <= 4 and history[-1]["step"] < 200
+
+
+def test_force_share_and_repeats_are_counted_per_row(bert_base: Path, curated: Path, tmp_path: Path) -> None:
+    template = load_base(tiny_config(bert_base, tmp_path, curated), load_taxonomy()).template
+    rows = [Weighted(row, 1) for row in examples(50)]
+    stage = Stage(name="s", rows=curated, lr=1.0, batch_tokens=512)
+    source = RowSource(rows, stage, template, 0)
+    seen = [row for step in range(len(source)) for row in source.rows(step)]
+    forced = sum(any(template.id("<|harm|>") in branch.ids for branch in row.branches) for row in seen)
+    assert len(seen) == len(rows) and 0.2 < forced / (len(rows) / 2) < 0.4
+    tripled = RowSource([Weighted(row.example, 3) for row in rows[:8]], stage, template, 0)
+    rendered = [row for step in range(len(tripled)) for row in tripled.rows(step)]
+    assert len(rendered) == 24 and sum(len(row.branches) > 1 for row in rendered) == 8
+    assert all(pack(source.rows(step)).ids.size <= 2 * 512 for step in range(len(source)))
+
+
+def test_the_rate_rises_then_falls_to_a_tenth() -> None:
+    stage = Stage(name="s", rows=Path("x"), lr=1.0, warmup=0.1)
+    rates = [learning_rate(stage, step, 100) for step in range(100)]
+    assert max(rates) == rates[10] == 1.0 and rates[0] == 0.1 and rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_validation_rows_fit_the_operating_point(trained: Path) -> None:
+    sheet = read_sheet(trained)
+    assert sheet.temperature != 1.0 and 0 < sheet.threshold < 1
+    assert sheet.metrics["validation"]["weighted_f1"] > 0.9
+    assert sheet.taxonomy_version == load_taxonomy().version and len(sheet.trained_on["safety"]["train"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base": "no/such-model"}, ModelError, "cannot load the base model 'no/such-model'"),
+        ({"base": "package:no_such_package"}, ModelError, "pip install 'haechi"),
+        ({"stages": (Stage(name="s", rows=Path("nowhere"), lr=1.0),)}, DataError, "make it with 'haechi curate"),
+        ({"prompt": {"window": 500, "overlap": 16, "answer": 32}}, ModelError, "exceeds the base's 512 positions"),
+        ({"prompt": {"wrap": "chat"}}, ModelError, "chat template"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(bert_base: Path, curated: Path, tmp_path: Path, changes: dict[str, object],
+                                            error: type[Exception], message: str) -> None:  # fmt: skip
+    with pytest.raises(error) as caught:
+        train.run(tiny_config(bert_base, tmp_path / "run", curated, **changes), quiet)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="haechi curate"):
+        read_rows(tmp_path, "train")
+    row = Example(id="1", lang="en", query="x", label="safe")
+    assert read_rows(write_curated(tmp_path / "c", [row]), "train") == [Weighted(row, 1)]
+
+
+def test_llama_folder_is_what_it_says(tmp_path: Path) -> None:
+    assert AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path, tied=True)).config.vocab_size == 512
