@@ -194,7 +194,9 @@ def test_contacts_are_only_those_of_the_locale() -> None:
         "지금 010-1234-5678로 전화하세요.", korea
     )
     assert not answers.allowed("See www.evil-site.com for more.", us)
-    assert answers.allowed("In 2024, 300 people and 25% of 1,200 dollars.", us)
+    assert answers.allowed("In 2024, 300 people, 25% of 1,200,000 dollars and £900.", us)
+    assert answers.allowed("Call 1-800-GAMBLER.", us) and not answers.allowed("Call 1-800-FLOWERS.", us)
+    assert answers.allowed("See stopncii.ORG for help.", us) and not answers.allowed("Dial 800 this week.", us)
 
 
 def test_a_number_the_policy_does_not_list_takes_its_sentence_along(

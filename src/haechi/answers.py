@@ -26,12 +26,17 @@ _LINK = re.compile(
     r"(?:https?://|www\.)\S+|\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:com|org|net|gov|edu|kr|io|info)\b(?:/\S*)?", re.I
 )
 # A run of digits with phone punctuation. What follows tells a count or a date from a number to call.
-_NUMBER = re.compile(r"(?<![\w.,$₩%#-])\+?\d(?:[\d\-–() ]*\d)?(?![\d%])")
+_NUMBER = re.compile(
+    # Toll-free numbers may be spelt: 1-800-GAMBLER.
+    r"\b(?:1-)?8(?:00|33|44|55|66|77|88)-[A-Za-z]{3,}(?:-?[A-Za-z]{2,})?\b|"
+    r"(?<![\w.,$£€¥₩%#-])\+?\d(?:[\d\-–() ]*\d)?(?![\d%]|[.,]\d)"
+)
 _UNIT = re.compile(
-    r"\s*(?:°|years?|year-olds?|days?|hours?|minutes?|weeks?|months?|people|percent|times|dollars?|words?|am|pm|st|nd|rd|th"
-    r"|년|월|일|시간|분|초|살|세|명|번째|개|원|만|천|억|회|주|배|퍼센트|프로|대(?![가-힣])|가지|학년|도|조|항)",
+    r"\s*(?:°|(?:years?|year-olds?|days?|hours?|minutes?|weeks?|months?|people|percent|times|dollars?|words?|am|pm|st|nd"
+    r"|rd|th)\b|년|월|일|시간|분|살|세|명|번째|개|원|만|천|억|퍼센트|프로|가지|학년)",
     re.I,
 )
+_KEYS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
 _ENDING = re.compile(r"[.!?…]+[\"'”’)]*$")
 
 
@@ -60,7 +65,7 @@ def contacts(text: str) -> list[str]:
     found = [match.group().rstrip(".,") for match in _LINK.finditer(text)]
     rest = _LINK.sub(" ", text)
     for match in _NUMBER.finditer(rest):
-        digits = re.sub(r"\D", "", match.group())
+        digits = _digits(match.group())
         if len(digits) >= 3 and not _UNIT.match(rest, match.end()) and not _is_year(digits):
             found.append(match.group().strip())
     return found
@@ -72,21 +77,24 @@ def _is_year(digits: str) -> bool:
 
 def allowed(sentence: str, known: set[str]) -> bool:
     """Whether every contact in a sentence is one of the `known` ones."""
-    numbers = {_digits(contact) for contact in known}
-    links = [re.sub(r"^https?://(?:www\.)?|/$", "", contact) for contact in known if "." in contact]
+    links = {_bare(contact) for contact in known if "." in contact}
+    numbers = {_digits(contact) for contact in known if "." not in contact}
     for contact in contacts(sentence):
         if _LINK.fullmatch(contact):
-            bare = re.sub(r"^(?:https?://)?(?:www\.)?|/$", "", contact)
-            if not any(bare == link or bare == link.split("/")[0] for link in links):
+            if not any(_bare(contact) in (link, link.split("/")[0]) for link in links):
                 return False
         elif _digits(contact) not in numbers:
             return False
     return True
 
 
+def _bare(link: str) -> str:
+    return re.sub(r"^(?:https?://)?(?:www\.)?|/$", "", link.lower())
+
+
 def _digits(contact: str) -> str:
-    """A number's digits, without the 1 that North American numbers may begin with."""
-    digits = re.sub(r"\D", "", contact)
+    """A number's digits, letters read off a telephone's keys, without the 1 that North American numbers may begin with."""
+    digits = re.sub(r"\D", "", contact.upper().translate(_KEYS))
     return digits.removeprefix("1") if len(digits) == 11 else digits
 
 

@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
     help="A small language model that judges a query and writes the safeguard answer, in front of your LLM.",
 )
 

@@ -152,9 +152,7 @@ def _answered(
 
     def write(part: Sequence[Example]) -> list[dict[str, Any]]:
         replies: list[Answer] = guard.answer([_conversation(row) for row in part], force)
-        return [
-            {**answer_row(row.id, reply), "finished": reply.finished} for row, reply in zip(part, replies, strict=True)
-        ]
+        return [answer_row(row.id, reply) for row, reply in zip(part, replies, strict=True)]
 
     written = _resumable(config, guard, f"{name}.answers{'.forced' if force else ''}", harmful, write)
     policy = getattr(guard, "taxonomy", None)
@@ -166,7 +164,7 @@ def _answered(
         total += 1
         language = answers.language_of(example.query)
         known = policy.contacts(answers.LOCALES.get(language, "US")) if policy else set()
-        found = answers.problems(row["answer"], language, known) + ([] if row["finished"] else ["cut_off"])
+        found = answers.problems(row["answer"], language, known)
         passed += not found
         for problem in found:
             failures[problem] += 1

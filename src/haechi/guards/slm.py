@@ -115,7 +115,7 @@ class SLM:
                     results[owner] = Answer(verdict=verdict)
                     continue
                 language = answers.language_of(texts[owner])
-                pieces = self._checked(self._text(draft), verdict, language)
+                pieces = self._checked(draft, verdict, language)
                 results[owner] = Answer(
                     verdict=verdict, text=" ".join(pieces), language=language, finished=draft.finished
                 )
@@ -145,7 +145,7 @@ class SLM:
                 if answers.allowed(sentence, known):
                     sent.append(sentence)
                     yield sentence
-        yield from self._checked(self._text(draft), verdict, language)[len(sent) :]
+        yield from self._checked(draft, verdict, language)[len(sent) :]
 
     def _worst_window(self, text: str) -> list[int] | None:
         """The query as the model will read it: whole, or its most harmful window; None when it is empty."""
@@ -195,11 +195,15 @@ class SLM:
         text, words = self.template.decode(draft.ids), self.sheet.casing
         return text if words is None else restore(text, words)
 
-    def _checked(self, text: str, verdict: Verdict, language: str) -> list[str]:
+    def _checked(self, draft: _Draft, verdict: Verdict, language: str) -> list[str]:
         """The sentences that may be shown, and the help line that lives may depend on."""
         locale = self._locale_for(language)
         known = self.taxonomy.contacts(locale)
-        shown = [part.strip() for part in answers.sentences(text) if answers.allowed(part, known)]
+        parts = list(answers.sentences(self._text(draft)))
+        if not draft.finished and len(parts) > 1:
+            # Cut at the length limit: the sentences that are whole are better than half a one more.
+            parts.pop()
+        shown = [part.strip() for part in parts if answers.allowed(part, known)]
         category = verdict.category or max(verdict.categories, key=verdict.categories.__getitem__, default=None)
         line = answers.help_line(self.taxonomy, category, language, locale, " ".join(shown))
         return [part for part in (*shown, line) if part]

@@ -14,11 +14,8 @@ from haechi.errors import DataError
 from haechi.schema import Example
 from haechi.sets import data_folder
 from haechi.store import read_jsonl
-from haechi.template import Row, Template, language_row, separate
+from haechi.template import IGNORE, VERDICT, Row, Template, language_row, separate
 from haechi.train.config import Stage
-
-_POOL = 16384
-"""Rows sorted by shape at a time: enough to fill batches without padding, few enough to keep their order random."""
 
 
 class Weighted(NamedTuple):
@@ -134,27 +131,31 @@ class RowSource:
         ]
 
     def _plan(self, budget: int, seed: int, epoch: int, shuffle: bool) -> list[list[int]]:
-        """Batches whose padded size keeps to the budget; within a pool rows of like shape go together."""
+        """Batches whose padded size keeps to the budget.
+
+        Rows of like shape go together, but length tells much about the label: sorted by shape alone, most batches hold
+        one label and the verdict's bias swings from step to step. So rows are sorted within their label, and a batch
+        takes the same quantiles of each.
+        """
         order = list(range(len(self._rendered)))
         rng = random.Random(f"{seed}:epoch:{epoch}")
         if shuffle:
             rng.shuffle(order)
         shapes = [(len(row.query), row.tokens - len(row.query)) for row in self._rendered]
-        batches: list[list[int]] = []
-        for start in range(0, len(order), _POOL):
+        place: dict[int, float] = {}
+        for label in {_verdict(row) for row in self._rendered}:
+            same = [index for index in order if _verdict(self._rendered[index]) == label]
             # A batch is as wide as its longest query plus its longest branches: sort by both.
-            pool = sorted(
-                order[start : start + _POOL], key=lambda index: (shapes[index][1] // 16, shapes[index][0], index)
-            )
-            batch: list[int] = []
-            query = branches = 0
-            for index in pool:
-                query, branches = max(query, shapes[index][0]), max(branches, shapes[index][1])
-                if batch and (len(batch) + 1) * (query + branches) > budget:
-                    batches.append(batch)
-                    batch, (query, branches) = [], shapes[index]
-                batch.append(index)
-            batches.append(batch)
+            same.sort(key=lambda index: (shapes[index][1] // 16, shapes[index][0]))
+            place |= {index: rank / len(same) for rank, index in enumerate(same)}
+        batches: list[list[int]] = [[]]
+        query = branches = 0
+        for index in sorted(order, key=place.__getitem__):
+            query, branches = max(query, shapes[index][0]), max(branches, shapes[index][1])
+            if batches[-1] and (len(batches[-1]) + 1) * (query + branches) > budget:
+                batches.append([])
+                query, branches = shapes[index]
+            batches[-1].append(index)
         if shuffle:
             rng.shuffle(batches)
         return batches
@@ -165,6 +166,12 @@ class RowSource:
     def rows(self, step: int) -> list[Row]:
         """See `Source.rows`."""
         return [self._rendered[index] for index in self._batches[step]]
+
+
+def _verdict(row: Row) -> int:
+    """The verdict a row teaches, IGNORE for a row without one."""
+    first = row.branches[0]
+    return first.labels[0] if first.kinds[0] == VERDICT else IGNORE
 
 
 def render(example: Example, stage: Stage, template: Template, *, force: bool) -> Row:

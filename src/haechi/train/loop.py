@@ -71,7 +71,8 @@ class Loop:
                 if state["step"] % self.config.checkpoint_every == 0:
                     self._checkpoint(index, state)
         if valid:
-            self._validate(stage, valid, state)
+            if not state["history"] or state["history"][-1]["step"] < state["step"]:
+                self._validate(stage, valid, state)
             self._load_best(stage)
         if stage.vocabulary_sample:
             free_head(self.base.model)
@@ -269,19 +270,19 @@ class Loop:
         self._progress.update(stage=-1, state=None)
         self._progress["done"][stage.name] = measured
         weights = self.accelerator.get_state_dict(self.model)
-        self._write(lambda folder: torch.save(weights, folder / "stage.pt"))
+        self._write(lambda folder: self.accelerator.save(weights, folder / "stage.pt"))
         self.base.model.load_state_dict(weights)
         self.accelerator.free_memory()
         return measured
 
-    def _write(self, save: Callable[[Path], None]) -> None:
-        """Replace the checkpoint by a new one in a way a kill at any moment survives."""
+    def _write(self, save: Callable[[Path], object]) -> None:
+        """Replace the checkpoint by a new one in a way a kill at any moment survives; every process calls `save`."""
         fresh, old = self._saved.with_suffix(".new"), self._saved.with_suffix(".old")
         if self.accelerator.is_main_process:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        save(fresh) if self.accelerator.is_main_process or self._sharded() else None
+        save(fresh)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             stage = self._saved / "stage.pt"
@@ -294,9 +295,6 @@ class Loop:
             os.replace(fresh, self._saved)
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-
-    def _sharded(self) -> bool:
-        return bool(self.accelerator.num_processes > 1)
 
     # What a person sees
 
