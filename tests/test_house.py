@@ -19,7 +19,7 @@ from haechi.taxonomy import load_taxonomy
 SOURCE = ROOT / "src" / "haechi"
 LAYERS = [
     ["errors", "config", "schema"],
-    ["store", "taxonomy", "template", "answers", "casing", "metrics", "modelfolder", "sets", "report"],
+    ["store", "taxonomy", "template", "answers", "casing", "metrics", "modelfolder", "perturb", "sets", "report"],
     ["engines"],
     ["guards"],
     ["bulk", "curate", "train", "evaluate", "export"],

@@ -196,6 +196,7 @@ def test_contacts_are_only_those_of_the_locale() -> None:
     assert not answers.allowed("See www.evil-site.com for more.", us)
     assert answers.allowed("In 2024, 300 people, 25% of 1,200,000 dollars and £900.", us)
     assert answers.allowed("Call 1-800-GAMBLER.", us) and not answers.allowed("Call 1-800-FLOWERS.", us)
+    assert answers.contacts("Call 988 (24/7), (02) 123-4567 or 02)123-4567.") == ["988", "(02) 123-4567", "02)123-4567"]
     assert answers.allowed("See stopncii.ORG for help.", us) and not answers.allowed("Dial 800 this week.", us)
 
 

@@ -29,7 +29,7 @@ _LINK = re.compile(
 _NUMBER = re.compile(
     # Toll-free numbers may be spelt: 1-800-GAMBLER.
     r"\b(?:1-)?8(?:00|33|44|55|66|77|88)-[A-Za-z]{3,}(?:-?[A-Za-z]{2,})?\b|"
-    r"(?<![\w.,$£€¥₩%#-])\+?\d(?:[\d\-–() ]*\d)?(?![\d%]|[.,]\d)"
+    r"(?<![\w.,$£€¥₩%#-])\+?(?:\(\d{2,4}\)|\d+)(?:(?:[ \-–]{1,3}|\) ?)\d+| ?\(\d{2,4}\))*(?![\d%]|[.,]\d)"
 )
 _UNIT = re.compile(
     r"\s*(?:°|(?:years?|year-olds?|days?|hours?|minutes?|weeks?|months?|people|percent|times|dollars?|words?|am|pm|st|nd"
@@ -93,7 +93,7 @@ def _bare(link: str) -> str:
 
 
 def _digits(contact: str) -> str:
-    """A number's digits, letters read off a telephone's keys, without the 1 that North American numbers may begin with."""
+    """A number's digits, letters read off a telephone's keys, without the 1 North American numbers may begin with."""
     digits = re.sub(r"\D", "", contact.upper().translate(_KEYS))
     return digits.removeprefix("1") if len(digits) == 11 else digits
 

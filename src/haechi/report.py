@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+LABELS = ("safe", "unsafe")
+
 
 @cache
 def paper() -> dict[str, Any]:
@@ -21,12 +23,47 @@ def paper() -> dict[str, Any]:
 def tables(result: Mapping[str, Any]) -> str:
     """All tables of one evaluation."""
     parts = ["# Evaluation", "", "Measured by `haechi evaluate`; intervals are 95% bootstrap intervals.", ""]
+    for guard in result["guards"]:
+        parts += [f"## {guard}, in short", "", *summary(result, guard), ""]
     for name in result["config"]["sets"]:
         parts += [f"## {name} ({result['sets'][name]['rows']} rows)", "", *set_table(result, name), ""]
     parts += ["## By category", "", *_category_table(result), ""]
     if any(guard["answers"] for guard in result["guards"].values()):
         parts += ["## Answers to harmful rows", "", *_answer_table(result), ""]
     return "\n".join(parts)
+
+
+def summary(result: Mapping[str, Any], guard: str) -> list[str]:
+    """One guard on every set: a line each, beside what the paper reported for its own model on that set."""
+    head = [
+        "set",
+        "rows",
+        "weighted F1",
+        "95% interval",
+        "recall",
+        "false alarms",
+        "AUROC",
+        "the paper's 7B (reported)",
+    ]
+    rows = []
+    for name, figures in result["guards"][guard]["sets"].items():
+        cells = figures["cells"]
+        safe, unsafe = (any(cells[f"{label}/{said}"] for said in ("safe", "unsafe", "none")) for label in LABELS)
+        low, high = figures["intervals"]["weighted_f1"]
+        reported = [row for row in paper()["tables"].get(name, {"rows": []})["rows"] if row["system"] == "Ours"]
+        rows.append(
+            [
+                name,
+                str(figures["rows"]),
+                _number(figures["weighted_f1"]) if safe and unsafe else "",
+                f"{low:.3f}–{high:.3f}" if safe and unsafe else "",
+                _number(figures["unsafe_recall"]) if unsafe else "",
+                _number(figures["fpr"]) if safe else "",
+                _number(figures.get("auroc")),
+                f"{reported[0]['weighted'][2]:.2f}" if reported else "",
+            ]
+        )
+    return markdown(head, rows)
 
 
 def set_table(result: Mapping[str, Any], name: str) -> list[str]:

@@ -269,8 +269,9 @@ def _harm(verdict: Verdict) -> tuple[bool, float]:
 
 
 def _would_repeat(ids: Sequence[int], size: int = 4) -> list[int]:
-    """Tokens that would make the last `size` ids a run that was already written."""
+    """Tokens that would come three times in a row, or make the last `size` ids a run that was already written."""
     tail = tuple(ids[len(ids) - size + 1 :])
-    return [
+    again = [
         ids[start + size - 1] for start in range(len(ids) - size + 1) if tuple(ids[start : start + size - 1]) == tail
     ]
+    return again + ([ids[-1]] if len(ids) > 1 and ids[-1] == ids[-2] else [])

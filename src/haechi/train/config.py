@@ -85,6 +85,8 @@ class Stage(Config):
     """Which branches labelled rows get."""
     force_share: float = Field(default=0.3, ge=0, le=1)
     """Share of harmful rows with an answer that also get the `<|harm|>` form (the paper's 30%)."""
+    vary: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows whose query is put in other words of asking (`haechi.perturb.vary`), anew in each epoch."""
     share_prefix: bool = True
     """One row per query with all its branches, rather than a row per branch."""
     epochs: int = Field(default=1, gt=0)
@@ -102,7 +104,7 @@ class Stage(Config):
     weights: Weights = Weights()
     """Loss weights."""
     vocabulary_sample: int = Field(default=0, ge=0)
-    """When above 0, the softmax in training runs over the batch's own targets and this many random others."""
+    """When above 0, the training softmax runs over this many ids: the batch's targets, frequent ones, random others."""
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0: only at the end."""
     patience: int = Field(default=0, ge=0)
@@ -116,6 +118,8 @@ class Stage(Config):
             raise ValueError(f"stage {self.name!r} reads running text and needs tokens")
         if any(prefix > self.length - 2 for prefix in self.prefixes):
             raise ValueError(f"stage {self.name!r}: prefixes must leave at least 2 of the {self.length} tokens")
+        if 0 < self.vocabulary_sample < self.batch_tokens:
+            raise ValueError(f"stage {self.name!r}: vocabulary_sample must hold the targets of batch_tokens tokens")
         return self
 
 

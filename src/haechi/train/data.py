@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import lzma
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from haechi import perturb
 from haechi.errors import DataError
 from haechi.schema import Example
 from haechi.sets import data_folder
 from haechi.store import read_jsonl
-from haechi.template import IGNORE, VERDICT, Row, Template, language_row, separate
+from haechi.template import IGNORE, VERDICT, Ints, Row, Template, language_row, separate
 from haechi.train.config import Stage
 
 
@@ -33,6 +34,9 @@ class Source(Protocol):
 
     def rows(self, step: int) -> list[Row]:
         """The rows of one batch."""
+
+    def targets(self, vocabulary: int) -> Ints:
+        """How often each of `vocabulary` ids is to be predicted."""
 
 
 def documents(language: str) -> Iterator[str]:
@@ -92,6 +96,10 @@ class TextSource:
         before = self._template.wrap([])
         return [language_row(ids.tolist(), split, before) for ids in self._ids[self._batches[step]]]
 
+    def targets(self, vocabulary: int) -> Ints:
+        """See `Source.targets`."""
+        return np.bincount(self._ids.ravel(), minlength=vocabulary)
+
 
 def _token_rows(language: str, count: int, length: int, template: Template, cache: Path) -> np.ndarray:
     """`count` tokens of a language as an array [rows, length]; documents are joined by the end token."""
@@ -118,33 +126,33 @@ class RowSource:
         self, rows: Sequence[Weighted], stage: Stage, template: Template, seed: int, *, shuffle: bool = True
     ) -> None:
         self._rendered: list[Row] = []
-        for index, (example, weight) in enumerate(rows):
-            draw = random.Random(f"{seed}:force:{index}").random()
-            full = render(example, stage, template, force=draw < stage.force_share)
-            # A row shown more than once per epoch writes its answer once: repeating only the cheap verdict.
-            light = Row(full.query, full.branches[:1]) if "classify" in stage.tasks and weight > 1 else full
-            shown = [row for row in (full, *[light] * (weight - 1)) if row.branches]
-            self._rendered += shown if stage.share_prefix else separate(shown)
-        epochs = stage.epochs if shuffle else 1
-        self._batches = [
-            batch for epoch in range(epochs) for batch in self._plan(stage.batch_tokens, seed, epoch, shuffle)
-        ]
+        self._batches: list[list[int]] = []
+        for epoch in range(stage.epochs if shuffle else 1):
+            rng = random.Random(f"{seed}:{stage.name}:{epoch}")
+            shown = [
+                shown for row in rows for shown in _shown(row, stage, template, rng, vary=shuffle) if shown.branches
+            ]
+            order = range(len(self._rendered), len(self._rendered) + len(shown))
+            self._rendered += shown
+            self._batches += self._plan(order, stage.batch_tokens, rng if shuffle else None)
 
-    def _plan(self, budget: int, seed: int, epoch: int, shuffle: bool) -> list[list[int]]:
-        """Batches whose padded size keeps to the budget.
+    def _plan(self, rows: Iterable[int], budget: int, rng: random.Random | None) -> list[list[int]]:
+        """Batches of `rows` (places in the rendered list) whose padded size keeps to the budget.
 
         Rows of like shape go together, but length tells much about the label: sorted by shape alone, most batches hold
         one label and the verdict's bias swings from step to step. So rows are sorted within their label, and a batch
         takes the same quantiles of each.
         """
-        order = list(range(len(self._rendered)))
-        rng = random.Random(f"{seed}:epoch:{epoch}")
-        if shuffle:
+        order = list(rows)
+        if rng:
             rng.shuffle(order)
-        shapes = [(len(row.query), row.tokens - len(row.query)) for row in self._rendered]
+        rendered = self._rendered
+        shapes = {
+            index: (len(rendered[index].query), rendered[index].tokens - len(rendered[index].query)) for index in order
+        }
         place: dict[int, float] = {}
-        for label in {_verdict(row) for row in self._rendered}:
-            same = [index for index in order if _verdict(self._rendered[index]) == label]
+        for label in {_verdict(rendered[index]) for index in order}:
+            same = [index for index in order if _verdict(rendered[index]) == label]
             # A batch is as wide as its longest query plus its longest branches: sort by both.
             same.sort(key=lambda index: (shapes[index][1] // 16, shapes[index][0]))
             place |= {index: rank / len(same) for rank, index in enumerate(same)}
@@ -156,7 +164,7 @@ class RowSource:
                 batches.append([])
                 query, branches = shapes[index]
             batches[-1].append(index)
-        if shuffle:
+        if rng:
             rng.shuffle(batches)
         return batches
 
@@ -167,11 +175,33 @@ class RowSource:
         """See `Source.rows`."""
         return [self._rendered[index] for index in self._batches[step]]
 
+    def targets(self, vocabulary: int) -> Ints:
+        """See `Source.targets`."""
+        labels = [label for row in self._rendered for branch in row.branches for label in branch.labels]
+        return np.bincount([label for label in labels if label != IGNORE], minlength=vocabulary)
+
 
 def _verdict(row: Row) -> int:
     """The verdict a row teaches, IGNORE for a row without one."""
     first = row.branches[0]
     return first.labels[0] if first.kinds[0] == VERDICT else IGNORE
+
+
+def _shown(row: Weighted, stage: Stage, template: Template, rng: random.Random, *, vary: bool) -> list[Row]:
+    """A row as one epoch shows it: once with its answer, the other times with its verdict only, which is cheap."""
+
+    def typed() -> Example:
+        if not vary or rng.random() >= stage.vary:
+            return row.example
+        return row.example.model_copy(update={"query": perturb.vary(row.example.query, rng)})
+
+    full = render(typed(), stage, template, force=rng.random() < stage.force_share)
+    if row.weight > 1 and "classify" in stage.tasks:
+        light = stage.model_copy(update={"tasks": ("classify",)})
+        shown = [full, *(render(typed(), light, template, force=False) for _ in range(row.weight - 1))]
+    else:
+        shown = [full] * row.weight
+    return shown if stage.share_prefix else separate(shown)
 
 
 def render(example: Example, stage: Stage, template: Template, *, force: bool) -> Row:

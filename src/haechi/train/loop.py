@@ -54,13 +54,13 @@ class Loop:
         done: dict[str, Any] = self._progress["done"].get(stage.name, {})
         if done:
             return done
-        optimizer = torch.optim.AdamW(_groups(self.base.model, stage.weight_decay), lr=stage.lr)
+        optimizer = torch.optim.AdamW(_groups(self.base.model, stage.weight_decay), lr=stage.lr, fused=True)
         # accelerate would prepare the same module again for each stage; start every stage from the bare model.
         self.model, prepared = self.accelerator.prepare(self.base.model, optimizer)
         state = self._resume(index)
         steps = len(train) // stage.accumulate
         if stage.vocabulary_sample:
-            self._restrict(stage)
+            self._restrict(stage, train)
         loss_of = torch.compile(self._loss, dynamic=True) if self.config.compile else self._loss
         with self._bar(stage, steps, state["step"]) as show:
             while state["step"] < steps and not state["stopped"]:
@@ -151,20 +151,24 @@ class Loop:
 
     # The sampled softmax
 
-    def _restrict(self, stage: Stage) -> None:
+    def _restrict(self, stage: Stage, train: Source) -> None:
         vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
         self._vocabulary = vocabulary
         size = min(vocabulary, stage.vocabulary_sample)
+        # What is often predicted is always scored: the model's mass lies there, and only the tail is left to chance.
+        self._frequent = np.argsort(-train.targets(vocabulary), kind="stable")[: size // 2]
         self._candidates = torch.zeros(size, dtype=torch.int64, device=self.accelerator.device)
         self._offsets = torch.zeros(size, device=self.accelerator.device)
         restrict_head(self.base.model, self._candidates, self._offsets)
 
     def _sample(self, stage: Stage, batch: Batch, index: int) -> np.ndarray | None:
-        """The batch's own targets and random others, sorted, as many as the head was restricted to."""
+        """The batch's own targets, the most frequent ones and random others, sorted, as many as the head scores."""
         if not stage.vocabulary_sample:
             return None
         size, vocabulary = len(self._candidates), self._vocabulary
         own = np.unique(batch.labels[batch.kinds != NOT_SUPERVISED])
+        frequent = self._frequent[~np.isin(self._frequent, own)]
+        own = np.concatenate([own, frequent[: max(0, size - len(own))]])
         others = np.random.default_rng([self.config.seed, index]).permutation(vocabulary)
         others = others[~np.isin(others, own)]
         drawn = others[: size - len(own)]
