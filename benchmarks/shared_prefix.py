@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from haechi.schema import Example
@@ -19,7 +20,7 @@ from haechi.taxonomy import load_taxonomy
 from haechi.template import pack, visible
 from haechi.train.config import Stage, TrainConfig
 from haechi.train.data import RowSource, Weighted, read_rows
-from haechi.train.model import load_base
+from haechi.train.model import NarrowHead, load_base
 
 
 def prefixed(example: Example, text: str) -> Example:
@@ -42,23 +43,24 @@ def main() -> None:
     shared, apart = (
         RowSource(rows, stage.model_copy(update={"share_prefix": share}), base.template, 0) for share in (True, False)
     )
-    unique = sum(row.tokens for step in range(len(shared)) for row in shared.rows(step))
+    unique = sum(row.tokens for step in range(len(shared)) for rows in shared.passes(step) for row in rows)
     seconds = {"shared": 0.0, "separate": 0.0}
-    model = base.model.train()
+    model, head = base.model.train(), NarrowHead(base.model)
     for repeat in range(2):
         for name, source in (("shared", shared), ("separate", apart)):
             started = time.perf_counter()
-            for step in range(len(source)):
-                batch = pack(source.rows(step))
+            for batch in (pack(rows, align=False) for step in range(len(source)) for rows in source.passes(step)):
+                places = np.flatnonzero(batch.kinds)
+                head.positions = torch.from_numpy(places)
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = model(
                         input_ids=torch.from_numpy(batch.ids),
                         attention_mask=torch.from_numpy(visible(batch.segments, "prefix")[:, None]),
                         position_ids=torch.from_numpy(batch.positions),
-                        logits_to_keep=torch.arange(batch.split, batch.ids.shape[1]), use_cache=False,
+                        use_cache=False,
                     ).logits  # fmt: skip
-                labels = torch.from_numpy(batch.labels[:, batch.split :]).flatten()
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels)
+                labels = torch.from_numpy(batch.labels.ravel()[places])
+                loss = torch.nn.functional.cross_entropy(logits.float(), labels)
                 torch.autograd.backward(loss)
                 model.zero_grad()
             if repeat:  # the first round warms up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -20,15 +21,20 @@ from haechi.guards.slm import load
 from haechi.modelfolder import read_sheet
 from haechi.schema import Example
 from haechi.taxonomy import load_taxonomy
-from haechi.template import pack
+from haechi.template import Row, pack
 from haechi.train.config import Lora, Stage, TrainConfig, Vocabulary
-from haechi.train.data import RowSource, TextSource, Weighted, read_rows
+from haechi.train.data import RowSource, Source, TextSource, Weighted, read_rows
 from haechi.train.loop import learning_rate
-from haechi.train.model import free_head, load_base, restrict_head
+from haechi.train.model import NarrowHead, load_base
 
 
 def quiet(line: str) -> None:
     pass
+
+
+def shown(source: Source) -> list[Row]:
+    """Every row a source shows, in order."""
+    return [row for step in range(len(source)) for rows in source.passes(step) for row in rows]
 
 
 def command(config: TrainConfig, folder: Path, launcher: tuple[str, ...] = ("-m", "haechi.cli")) -> list[str]:
@@ -41,7 +47,9 @@ def command(config: TrainConfig, folder: Path, launcher: tuple[str, ...] = ("-m"
 
 def test_a_killed_run_ends_with_the_same_bits(bert_base: Path, curated: Path, tmp_path: Path) -> None:
     stages = (
-        Stage(name="first", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, accumulate=2, vocabulary_sample=300),
+        Stage(
+            name="first", rows=curated, epochs=8, batch_tokens=256, forward_tokens=128, lr=3e-3, vocabulary_sample=300
+        ),
         Stage(name="second", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, validate_every=7),
     )
     whole, cut = (
@@ -118,20 +126,20 @@ def test_the_vocabulary_grows_by_composed_korean(bert_base: Path, curated: Path,
     assert base.template.decode(base.template.encode("옆집 비밀번호")) == "옆집 비밀번호"
     assert base.model.get_input_embeddings().weight.shape[0] == len(base.tokenizer)
     source = TextSource(stage, base.template, 0, tmp_path / "cache")
-    assert {len(row.query) for step in range(len(source)) for row in source.rows(step)} <= {1, 5}
+    assert {len(row.query) for row in shown(source)} <= {1, 5}
     assert train.run(config, quiet).is_dir()
 
 
-def test_a_restricted_head_is_an_unbiased_sample_and_can_be_freed(
-    bert_base: Path, curated: Path, tmp_path: Path
-) -> None:
+def test_a_narrow_head_scores_what_it_is_told_and_can_be_freed(bert_base: Path, curated: Path, tmp_path: Path) -> None:
     base = load_base(tiny_config(bert_base, tmp_path, curated), load_taxonomy())
     ids = torch.tensor([base.template.encode("how do I steal a car")])
     full = base.model(input_ids=ids).logits
-    picked = torch.tensor([5, 9, 30])
-    restrict_head(base.model, picked, torch.zeros(3))
-    torch.testing.assert_close(base.model(input_ids=ids).logits, full[..., picked])
-    free_head(base.model)
+    head = NarrowHead(base.model)
+    head.positions = torch.tensor([1, 3])
+    torch.testing.assert_close(base.model(input_ids=ids).logits, full[0, [1, 3]])
+    head.candidates, head.offsets = torch.tensor([5, 9, 30]), torch.tensor([0.0, 0.0, 1.0])
+    torch.testing.assert_close(base.model(input_ids=ids).logits, full[0, [1, 3]][:, [5, 9, 30]] + head.offsets)
+    head.free()
     assert torch.equal(base.model(input_ids=ids).logits, full)
 
 
@@ -149,13 +157,37 @@ def test_force_share_and_repeats_are_counted_per_row(bert_base: Path, curated: P
     rows = [Weighted(row, 1) for row in examples(50)]
     stage = Stage(name="s", rows=curated, lr=1.0, batch_tokens=512)
     source = RowSource(rows, stage, template, 0)
-    seen = [row for step in range(len(source)) for row in source.rows(step)]
+    seen = shown(source)
     forced = sum(any(template.id("<|harm|>") in branch.ids for branch in row.branches) for row in seen)
     assert len(seen) == len(rows) and 0.2 < forced / (len(rows) / 2) < 0.4
     tripled = RowSource([Weighted(row.example, 3) for row in rows[:8]], stage, template, 0)
-    rendered = [row for step in range(len(tripled)) for row in tripled.rows(step)]
+    rendered = shown(tripled)
     assert len(rendered) == 24 and sum(len(row.branches) > 1 for row in rendered) == 8
-    assert all(pack(source.rows(step)).ids.size <= 2 * 512 for step in range(len(source)))
+    seldom = RowSource([Weighted(row.example, 0.25) for row in rows], stage, template, 0)
+    assert 0.15 < len(shown(seldom)) / len(rows) < 0.35
+
+
+def test_a_step_is_a_random_draw_cut_into_passes_of_like_shape(bert_base: Path, curated: Path, tmp_path: Path) -> None:
+    template = load_base(tiny_config(bert_base, tmp_path, curated), load_taxonomy()).template
+    draw = random.Random(0)
+    rows = [
+        Weighted(
+            row.model_copy(
+                update={"query": row.query * draw.randint(1, 5), "response": draw.choice(("No.", row.response))}
+            ),
+            1,
+        )
+        for row in examples(20)
+    ]
+    stage = Stage(name="s", rows=curated, lr=1.0, batch_tokens=1024, forward_tokens=768)
+    source = RowSource(rows, stage, template, 0)
+    steps = [source.passes(step) for step in range(len(source))]
+    assert len(shown(source)) == len(rows)
+    assert all(sum(row.tokens for rows in step for row in rows) <= 1024 for step in steps)
+    padded = [pack(rows, align=False).ids.size for step in steps for rows in step]
+    assert max(padded) <= 768 and sum(padded) < 1.4 * sum(row.tokens for row in shown(source))
+    labels = [{row.branches[0].labels[0] for rows in step for row in rows} for step in steps[:-1]]
+    assert all(len(both) == 2 for both in labels)
 
 
 def test_the_rate_rises_then_falls_to_a_tenth() -> None:

@@ -33,8 +33,8 @@ class Source(Config):
     """Name in the registry or the corpus, or a JSONL path."""
     cap: int | None = Field(default=None, gt=0)
     """Most rows, drawn at random with the run's seed."""
-    weight: int = Field(default=1, gt=0)
-    """How often an epoch shows each row."""
+    weight: float = Field(default=1, gt=0)
+    """How often an epoch shows each row; 0.5: in every other epoch, by chance."""
     labels: tuple[Label, ...] = ("safe", "unsafe")
     """Rows of other labels, or of none, are left out."""
     answers: bool = False

@@ -94,7 +94,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to one rectangle; every array is [rows, columns]. Branches start at column `split` in every row."""
+    """Rows padded to one rectangle; every array is [rows, columns]."""
 
     ids: Ints
     positions: Ints
@@ -102,6 +102,7 @@ class Batch:
     labels: Ints
     kinds: Ints
     split: int
+    """The column where the branches of every row start; 0 where rows are not aligned."""
 
 
 class Template:
@@ -214,17 +215,17 @@ def separate(rows: Iterable[Row]) -> list[Row]:
     return [Row(row.query, (branch,)) for row in rows for branch in row.branches]
 
 
-def pack(rows: Sequence[Row]) -> Batch:
-    """Pad rows to a rectangle, queries left of `split`, branches right of it."""
-    split = max(len(row.query) for row in rows)
-    width = split + max(row.tokens - len(row.query) for row in rows)
+def pack(rows: Sequence[Row], *, align: bool = True) -> Batch:
+    """Pad rows to a rectangle: queries left of `split`, branches right of it; unaligned they follow their query."""
+    split = max(len(row.query) for row in rows) if align else 0
+    width = max((split or len(row.query)) + row.tokens - len(row.query) for row in rows)
     shape = (len(rows), width)
     ids, positions, segments, kinds = (np.zeros(shape, np.int64) for _ in range(4))
     labels = np.full(shape, IGNORE, np.int64)
     for index, row in enumerate(rows):
         length = len(row.query)
         ids[index, :length], positions[index, :length], segments[index, :length] = row.query, np.arange(length), QUERY
-        start = split
+        start = split or length
         for number, branch in enumerate(row.branches):
             columns = slice(start, start + len(branch.ids))
             ids[index, columns], labels[index, columns], kinds[index, columns] = branch

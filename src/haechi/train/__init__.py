@@ -18,7 +18,7 @@ from haechi.sets import data_folder
 from haechi.store import digest, write_json
 from haechi.taxonomy import load_taxonomy
 from haechi.train.config import Stage, TrainConfig
-from haechi.train.data import RowSource, Source, TextSource, read_rows
+from haechi.train.data import Both, RowSource, Source, TextSource, read_rows
 from haechi.train.loop import Loop
 from haechi.train.model import Base, load_base, merged
 
@@ -99,12 +99,15 @@ def _calibrate(folder: Path, config: TrainConfig, report: Callable[[str], None])
 
 
 def _sources(stage: Stage, base: Base, config: TrainConfig) -> tuple[Source, Source | None]:
-    if stage.text is not None:
-        return TextSource(stage, base.template, config.seed, config.output / "text"), None
-    assert stage.rows is not None
-    train = RowSource(read_rows(stage.rows, "train"), stage, base.template, config.seed)
+    text = TextSource(stage, base.template, config.seed, config.output / "text") if stage.text else None
+    if stage.rows is None:
+        assert text
+        return text, None
+    rows = RowSource(
+        read_rows(stage.rows, "train"), stage, base.template, config.seed, steps=len(text) if text else None
+    )
     valid = RowSource(read_rows(stage.rows, "valid"), stage, base.template, config.seed, shuffle=False)
-    return train, valid
+    return (Both(text, rows) if text else rows), valid
 
 
 def _casing(base: Base, config: TrainConfig) -> dict[str, str] | None:
@@ -118,12 +121,14 @@ def _casing(base: Base, config: TrainConfig) -> dict[str, str] | None:
 
 def _provenance(stage: Stage) -> dict[str, Any]:
     """What the stage read, by content hash."""
+    read: dict[str, Any] = {}
     if stage.rows is not None:
-        return {"rows": stage.rows.name, "train": digest(stage.rows / "train.jsonl")}
-    assert stage.text is not None
+        read |= {"rows": stage.rows.name, "train": digest(stage.rows / "train.jsonl")}
+    if stage.text is None:
+        return read
     shards = {
         f"{language}/{shard.name}": digest(shard)
         for language in stage.text
         for shard in sorted((data_folder() / "text" / language).glob("*.txt.xz"))
     }
-    return {"text": stage.text, "tokens": stage.tokens, "shards": shards}
+    return {**read, "text": stage.text, "tokens": stage.tokens, "shards": shards}

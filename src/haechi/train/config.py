@@ -56,7 +56,7 @@ class Prompt(Config):
 
 
 class Weights(Config):
-    """Weight of each kind of supervised token; each kind's loss is a mean over its tokens in the batch."""
+    """Weight of each kind of supervised token; each kind's loss is a mean over its tokens in the step."""
 
     verdict: float = Field(default=1.0, ge=0)
     """`<|safe|>` or `<|unsafe|>`."""
@@ -72,9 +72,10 @@ class Stage(Config):
     name: str
     """Folder and log name."""
     text: dict[str, float] | None = None
-    """Running text: language -> share of tokens. Either this or `rows`."""
+    """Running text: language -> share of tokens."""
     rows: Path | None = None
-    """A folder made by `haechi curate`, with train.jsonl, valid.jsonl and manifest.json."""
+    """A folder made by `haechi curate`, with train.jsonl, valid.jsonl and manifest.json. Beside `text` its rows are
+    dealt evenly over the steps."""
     tokens: int | None = Field(default=None, gt=0)
     """Running-text tokens to read (required with `text`)."""
     length: int = Field(default=128, ge=16)
@@ -92,9 +93,9 @@ class Stage(Config):
     epochs: int = Field(default=1, gt=0)
     """Passes over the rows."""
     batch_tokens: int = Field(default=4096, ge=64)
-    """Padded tokens of one forward pass over all processes."""
-    accumulate: int = Field(default=1, gt=0)
-    """Forward passes per optimiser step."""
+    """Tokens of one optimiser step over all processes, padding not counted."""
+    forward_tokens: int = Field(default=4096, ge=64)
+    """Most tokens of one forward pass over all processes, padding counted; a step accumulates over several."""
     lr: float = Field(gt=0)
     """Peak learning rate; it falls as a cosine to a tenth."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -108,18 +109,18 @@ class Stage(Config):
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0: only at the end."""
     patience: int = Field(default=0, ge=0)
-    """Stop after this many validations without a better loss and keep the best weights; 0: never stop early."""
+    """Stop after this many validations without a better loss and keep the best weights; 0: keep the last ones."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.text is None) == (self.rows is None):
-            raise ValueError(f"stage {self.name!r} needs either text or rows")
+    def _has_a_source(self) -> Self:
+        if self.text is None and self.rows is None:
+            raise ValueError(f"stage {self.name!r} needs text or rows")
         if self.text is not None and self.tokens is None:
             raise ValueError(f"stage {self.name!r} reads running text and needs tokens")
         if any(prefix > self.length - 2 for prefix in self.prefixes):
             raise ValueError(f"stage {self.name!r}: prefixes must leave at least 2 of the {self.length} tokens")
-        if 0 < self.vocabulary_sample < self.batch_tokens:
-            raise ValueError(f"stage {self.name!r}: vocabulary_sample must hold the targets of batch_tokens tokens")
+        if 0 < self.vocabulary_sample < self.forward_tokens:
+            raise ValueError(f"stage {self.name!r}: vocabulary_sample must hold the targets of forward_tokens tokens")
         return self
 
 
@@ -144,8 +145,6 @@ class TrainConfig(Config):
     """Decides every draw of the run."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: mixed precision, weights stay in fp32."""
-    compile: bool = False
-    """Compile the training step (slow start, faster steps)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Replace the base's dropout; None: as the base has it."""
     gradient_clip: float = Field(default=1.0, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,25 +16,28 @@ from haechi.errors import DataError
 from haechi.schema import Example
 from haechi.sets import data_folder
 from haechi.store import read_jsonl
-from haechi.template import IGNORE, VERDICT, Ints, Row, Template, language_row, separate
+from haechi.template import IGNORE, Ints, Row, Template, language_row, separate
 from haechi.train.config import Stage
+
+_PASS = 500
+"""What a forward pass costs beside its tokens, in tokens: mostly the gradient of the embedding table."""
 
 
 class Weighted(NamedTuple):
-    """A curated row and how often an epoch shows it."""
+    """A curated row and how often an epoch shows it; 0.5: in every other epoch, by chance."""
 
     example: Example
-    weight: int
+    weight: float
 
 
 class Source(Protocol):
     """What a stage trains or validates on."""
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Number of optimiser steps."""
 
-    def rows(self, step: int) -> list[Row]:
-        """The rows of one batch."""
+    def passes(self, step: int) -> list[list[Row]]:
+        """The rows of one step, by forward pass."""
 
     def targets(self, vocabulary: int) -> Ints:
         """How often each of `vocabulary` ids is to be predicted."""
@@ -89,12 +93,14 @@ class TextSource:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def rows(self, step: int) -> list[Row]:
-        """See `Source.rows`."""
-        # One prefix length per batch keeps its rows aligned, so nothing is lost to padding.
+    def passes(self, step: int) -> list[list[Row]]:
+        """See `Source.passes`."""
+        # One prefix length per step keeps its rows aligned, so nothing is lost to padding.
         split = random.Random(f"{self._seed}:{self._stage.name}:{step}").choice(self._stage.prefixes)
         before = self._template.wrap([])
-        return [language_row(ids.tolist(), split, before) for ids in self._ids[self._batches[step]]]
+        rows = [language_row(ids.tolist(), split, before) for ids in self._ids[self._batches[step]]]
+        size = max(1, self._stage.forward_tokens // self._stage.length)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def targets(self, vocabulary: int) -> Ints:
         """See `Source.targets`."""
@@ -120,71 +126,108 @@ def _token_rows(language: str, count: int, length: int, template: Template, cach
 
 
 class RowSource:
-    """Curated rows with their branches, in batches of similar length under a token budget."""
+    """Curated rows with their branches. A step draws rows at random up to its token budget; only then are they sorted
+    by shape and cut into forward passes, so that padding is little and no step is one label or one length."""
 
     def __init__(
-        self, rows: Sequence[Weighted], stage: Stage, template: Template, seed: int, *, shuffle: bool = True
+        self,
+        rows: Sequence[Weighted],
+        stage: Stage,
+        template: Template,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        steps: int | None = None,
     ) -> None:
-        self._rendered: list[Row] = []
-        self._batches: list[list[int]] = []
+        """`shuffle`: draw anew in each epoch, rather than show the rows once as they are; `steps`: deal the rows evenly
+        over so many steps, rather than fill each up to its budget."""
+        order: list[Row] = []
         for epoch in range(stage.epochs if shuffle else 1):
             rng = random.Random(f"{seed}:{stage.name}:{epoch}")
             shown = [
                 shown for row in rows for shown in _shown(row, stage, template, rng, vary=shuffle) if shown.branches
             ]
-            order = range(len(self._rendered), len(self._rendered) + len(shown))
-            self._rendered += shown
-            self._batches += self._plan(order, stage.batch_tokens, rng if shuffle else None)
-
-    def _plan(self, rows: Iterable[int], budget: int, rng: random.Random | None) -> list[list[int]]:
-        """Batches of `rows` (places in the rendered list) whose padded size keeps to the budget.
-
-        Rows of like shape go together, but length tells much about the label: sorted by shape alone, most batches hold
-        one label and the verdict's bias swings from step to step. So rows are sorted within their label, and a batch
-        takes the same quantiles of each.
-        """
-        order = list(rows)
-        if rng:
-            rng.shuffle(order)
-        rendered = self._rendered
-        shapes = {
-            index: (len(rendered[index].query), rendered[index].tokens - len(rendered[index].query)) for index in order
-        }
-        place: dict[int, float] = {}
-        for label in {_verdict(rendered[index]) for index in order}:
-            same = [index for index in order if _verdict(rendered[index]) == label]
-            # A batch is as wide as its longest query plus its longest branches: sort by both.
-            same.sort(key=lambda index: (shapes[index][1] // 16, shapes[index][0]))
-            place |= {index: rank / len(same) for rank, index in enumerate(same)}
-        batches: list[list[int]] = [[]]
-        query = branches = 0
-        for index in sorted(order, key=place.__getitem__):
-            query, branches = max(query, shapes[index][0]), max(branches, shapes[index][1])
-            if batches[-1] and (len(batches[-1]) + 1) * (query + branches) > budget:
-                batches.append([])
-                query, branches = shapes[index]
-            batches[-1].append(index)
-        if rng:
-            rng.shuffle(batches)
-        return batches
+            if shuffle:
+                rng.shuffle(shown)
+            order += shown
+        if steps is None:
+            parts: Iterable[list[Row]] = _fill(order, stage.batch_tokens)
+        else:
+            parts = (order[len(order) * step // steps : len(order) * (step + 1) // steps] for step in range(steps))
+        self._steps = [_cut(part, stage.forward_tokens) for part in parts]
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._steps)
 
-    def rows(self, step: int) -> list[Row]:
-        """See `Source.rows`."""
-        return [self._rendered[index] for index in self._batches[step]]
+    def passes(self, step: int) -> list[list[Row]]:
+        """See `Source.passes`."""
+        return self._steps[step]
 
     def targets(self, vocabulary: int) -> Ints:
         """See `Source.targets`."""
-        labels = [label for row in self._rendered for branch in row.branches for label in branch.labels]
+        labels = [
+            label
+            for step in self._steps
+            for rows in step
+            for row in rows
+            for branch in row.branches
+            for label in branch.labels
+        ]
         return np.bincount([label for label in labels if label != IGNORE], minlength=vocabulary)
 
 
-def _verdict(row: Row) -> int:
-    """The verdict a row teaches, IGNORE for a row without one."""
-    first = row.branches[0]
-    return first.labels[0] if first.kinds[0] == VERDICT else IGNORE
+class Both:
+    """Running text and rows in every step: the rows' task is rehearsed while the base learns to write."""
+
+    def __init__(self, text: Source, rows: Source) -> None:
+        self._text, self._rows = text, rows
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def passes(self, step: int) -> list[list[Row]]:
+        """See `Source.passes`."""
+        return self._text.passes(step) + self._rows.passes(step)
+
+    def targets(self, vocabulary: int) -> Ints:
+        """See `Source.targets`."""
+        return self._text.targets(vocabulary) + self._rows.targets(vocabulary)
+
+
+def _fill(rows: Iterable[Row], budget: int) -> Iterator[list[Row]]:
+    """Rows in order, as many at a time as their tokens fit the budget."""
+    step: list[Row] = []
+    tokens = 0
+    for row in rows:
+        if step and tokens + row.tokens > budget:
+            yield step
+            step, tokens = [], 0
+        step.append(row)
+        tokens += row.tokens
+    if step:
+        yield step
+
+
+def _cut(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+    """A step's rows in the forward passes that cost least in all, each padded to at most `budget` tokens."""
+    rows = sorted(rows, key=lambda row: row.tokens)
+    costs, starts = [0.0], [0]
+    for end in range(1, len(rows) + 1):
+        start, cost = 0, math.inf
+        for first in range(end - 1, -1, -1):
+            padded = (end - first) * rows[end - 1].tokens
+            if padded > budget and first < end - 1:
+                break
+            if costs[first] + padded + _PASS < cost:
+                cost, start = costs[first] + padded + _PASS, first
+        costs.append(cost)
+        starts.append(start)
+    passes: list[list[Row]] = []
+    end = len(rows)
+    while end:
+        passes.append(list(rows[starts[end] : end]))
+        end = starts[end]
+    return passes
 
 
 def _shown(row: Weighted, stage: Stage, template: Template, rng: random.Random, *, vary: bool) -> list[Row]:
@@ -195,12 +238,15 @@ def _shown(row: Weighted, stage: Stage, template: Template, rng: random.Random, 
             return row.example
         return row.example.model_copy(update={"query": perturb.vary(row.example.query, rng)})
 
+    times = int(row.weight) + (rng.random() < row.weight % 1)
+    if not times:
+        return []
     full = render(typed(), stage, template, force=rng.random() < stage.force_share)
-    if row.weight > 1 and "classify" in stage.tasks:
+    if "classify" in stage.tasks:
         light = stage.model_copy(update={"tasks": ("classify",)})
-        shown = [full, *(render(typed(), light, template, force=False) for _ in range(row.weight - 1))]
+        shown = [full, *(render(typed(), light, template, force=False) for _ in range(times - 1))]
     else:
-        shown = [full] * row.weight
+        shown = [full] * times
     return shown if stage.share_prefix else separate(shown)
 
 

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from haechi.store import read_json, write_json
-from haechi.template import CATEGORY, IGNORE, NOT_SUPERVISED, TEXT, VERDICT, Batch, Row, pack, visible
+from haechi.template import CATEGORY, NOT_SUPERVISED, TEXT, VERDICT, Batch, Row, pack, visible
 from haechi.train.config import Stage, TrainConfig
 from haechi.train.data import Source
-from haechi.train.model import Base, free_head, restrict_head
+from haechi.train.model import Base, NarrowHead
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +58,14 @@ class Loop:
         # accelerate would prepare the same module again for each stage; start every stage from the bare model.
         self.model, prepared = self.accelerator.prepare(self.base.model, optimizer)
         state = self._resume(index)
-        steps = len(train) // stage.accumulate
-        if stage.vocabulary_sample:
-            self._restrict(stage, train)
-        loss_of = torch.compile(self._loss, dynamic=True) if self.config.compile else self._loss
+        steps = len(train)
+        self._head = NarrowHead(self.base.model)
+        self._vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
+        # What is often predicted is always scored: the model's mass lies there, and only the tail is left to chance.
+        self._frequent = np.argsort(-train.targets(self._vocabulary), kind="stable")[: stage.vocabulary_sample // 2]
         with self._bar(stage, steps, state["step"]) as show:
             while state["step"] < steps and not state["stopped"]:
-                self._step(stage, train, state["step"], steps, prepared, loss_of, show)
+                self._step(stage, train, state["step"], steps, prepared, show)
                 state["step"] += 1
                 if stage.validate_every and valid and state["step"] % stage.validate_every == 0:
                     self._validate(stage, valid, state)
@@ -73,9 +74,9 @@ class Loop:
         if valid:
             if not state["history"] or state["history"][-1]["step"] < state["step"]:
                 self._validate(stage, valid, state)
-            self._load_best(stage)
-        if stage.vocabulary_sample:
-            free_head(self.base.model)
+            if stage.patience:
+                self._load_best(stage)
+        self._head.free()
         return self._finish(index, stage, state)
 
     def end(self) -> None:
@@ -93,83 +94,76 @@ class Loop:
         step: int,
         steps: int,
         optimizer: Any,
-        loss_of: Callable[..., torch.Tensor],
         show: Callable[[float, int], None],
     ) -> None:
         rate = learning_rate(stage, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        total, tokens = 0.0, 0
-        for micro in range(stage.accumulate):
-            index = step * stage.accumulate + micro
-            rows = self._share(train.rows(index))
-            batch = pack(rows)
-            candidates = self._sample(stage, batch, index)
-            loss = loss_of(*self._tensors(batch, stage, candidates)) / stage.accumulate
+        passes = train.passes(step)
+        scale = self._scale(stage, passes)
+        total = 0.0
+        for number, rows in enumerate(passes):
+            batch, counts = self._share(rows)
+            candidates = self._sample(stage, batch, step, number)
+            each, kinds = self._losses(batch, candidates)
+            loss = (each * self._tensor(scale[kinds] * counts)).sum()
             self.accelerator.backward(loss)
             total += float(loss.detach())
-            tokens += sum(row.tokens for row in rows) * self.accelerator.num_processes
+        tokens = sum(row.tokens for rows in passes for row in rows)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
         show(total, tokens)
         self.accelerator.log({f"{stage.name}/loss": total, f"{stage.name}/lr": rate}, step=step)
 
-    def _share(self, rows: list[Row]) -> list[Row]:
-        """This process's rows; every process gets at least one, so that none waits for the others' gradients."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return rows[rank::world] or rows[:1]
+    def _share(self, rows: list[Row]) -> tuple[Batch, bool]:
+        """This process's rows of a pass, and whether they count: where rows are fewer than processes some compute a
+        row of another's for nothing, so that none waits for their gradients."""
+        own = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        return pack(own or rows[:1], align=False), bool(own)
 
-    def _tensors(self, batch: Batch, stage: Stage, candidates: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
-        split = batch.split
-        labels, kinds = batch.labels[:, split:], batch.kinds[:, split:]
-        weights = np.zeros(kinds.shape, np.float32)
+    def _scale(self, stage: Stage, passes: list[list[Row]]) -> np.ndarray:
+        """What one token of each kind counts, so that a kind's loss is a mean over the step however it is cut."""
+        kinds = [kind for rows in passes for row in rows for branch in row.branches for kind in branch.kinds]
+        counts = np.bincount(kinds, minlength=len(_KINDS) + 1)
+        scale = np.zeros(len(counts), np.float32)
         for name, kind in _KINDS.items():
-            if count := int((kinds == kind).sum()):
-                weights[kinds == kind] = getattr(stage.weights, name) / count
-        if candidates is not None:
-            labels = np.where(kinds == NOT_SUPERVISED, IGNORE, np.searchsorted(candidates, labels))
-        mask = visible(batch.segments, self.attention)[:, None]
-        arrays = (batch.ids, mask, batch.positions, np.arange(split, batch.ids.shape[1]), labels, weights)
-        return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(self.accelerator.device) for array in arrays)
+            # accelerate averages gradients over the processes; these are parts of one sum.
+            scale[kind] = getattr(stage.weights, name) / max(1, counts[kind]) * self.accelerator.num_processes
+        return scale
 
-    def _loss(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        positions: torch.Tensor,
-        keep: torch.Tensor,
-        labels: torch.Tensor,
-        weights: torch.Tensor,
-    ) -> torch.Tensor:
+    def _losses(self, batch: Batch, candidates: np.ndarray | None = None) -> tuple[torch.Tensor, np.ndarray]:
+        """The loss [positions] of every supervised position, and what kind each is."""
+        places = np.flatnonzero(batch.kinds)
+        labels = batch.labels.ravel()[places]
+        if candidates is not None:
+            labels = np.searchsorted(candidates, labels)
+        self._head.positions = self._tensor(places)
         logits = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
+            input_ids=self._tensor(batch.ids),
+            attention_mask=self._tensor(visible(batch.segments, self.attention)[:, None]),
+            position_ids=self._tensor(batch.positions),
+            use_cache=False,
         ).logits
-        each = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
-        return (each * weights.flatten()).sum()
+        each = F.cross_entropy(logits.float(), self._tensor(labels), reduction="none")
+        return each, batch.kinds.ravel()[places]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.accelerator.device)
 
     # The sampled softmax
 
-    def _restrict(self, stage: Stage, train: Source) -> None:
-        vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
-        self._vocabulary = vocabulary
-        size = min(vocabulary, stage.vocabulary_sample)
-        # What is often predicted is always scored: the model's mass lies there, and only the tail is left to chance.
-        self._frequent = np.argsort(-train.targets(vocabulary), kind="stable")[: size // 2]
-        self._candidates = torch.zeros(size, dtype=torch.int64, device=self.accelerator.device)
-        self._offsets = torch.zeros(size, device=self.accelerator.device)
-        restrict_head(self.base.model, self._candidates, self._offsets)
-
-    def _sample(self, stage: Stage, batch: Batch, index: int) -> np.ndarray | None:
-        """The batch's own targets, the most frequent ones and random others, sorted, as many as the head scores."""
+    def _sample(self, stage: Stage, batch: Batch, *place: int) -> np.ndarray | None:
+        """Narrows the head to `vocabulary_sample` ids, sorted: the batch's own targets, the stage's most frequent ones
+        and random others."""
         if not stage.vocabulary_sample:
             return None
-        size, vocabulary = len(self._candidates), self._vocabulary
+        size = min(self._vocabulary, stage.vocabulary_sample)
         own = np.unique(batch.labels[batch.kinds != NOT_SUPERVISED])
         frequent = self._frequent[~np.isin(self._frequent, own)]
         own = np.concatenate([own, frequent[: max(0, size - len(own))]])
-        others = np.random.default_rng([self.config.seed, index]).permutation(vocabulary)
+        others = np.random.default_rng([self.config.seed, *place]).permutation(self._vocabulary)
         others = others[~np.isin(others, own)]
         drawn = others[: size - len(own)]
         candidates = np.concatenate([own, drawn])
@@ -177,29 +171,20 @@ class Loop:
         if len(drawn):
             offsets[len(own) :] = math.log(len(others) / len(drawn))
         order = np.argsort(candidates)
-        self._candidates.copy_(torch.from_numpy(candidates[order]))
-        self._offsets.copy_(torch.from_numpy(offsets[order]))
+        self._head.candidates, self._head.offsets = self._tensor(candidates[order]), self._tensor(offsets[order])
         return np.asarray(candidates[order])
 
     # Validation and early stopping
 
     @torch.no_grad()
     def _validate(self, stage: Stage, valid: Source, state: dict[str, Any]) -> None:
-        free_head(self.base.model)
+        self._head.candidates = None
         self.model.eval()
         sums = dict.fromkeys(_KINDS, 0.0)
         counts = dict.fromkeys(_KINDS, 0)
-        for step in range(len(valid)):
-            batch = pack(valid.rows(step))
-            ids, mask, positions, keep, labels, _ = self._tensors(batch, stage)
+        for rows in (rows for step in range(len(valid)) for rows in valid.passes(step)):
             with self.accelerator.autocast():
-                logits = self.model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
-                ).logits
-            each = F.cross_entropy(
-                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none"
-            )
-            kinds = batch.kinds[:, batch.split :].ravel()
+                each, kinds = self._losses(pack(rows, align=False))
             for name, kind in _KINDS.items():
                 sums[name] += float(each.cpu().numpy()[kinds == kind].sum())
                 counts[name] += int((kinds == kind).sum())
@@ -215,12 +200,11 @@ class Loop:
         )
         if better:
             state.update(best=loss, bad=0)
-            self._save_best(stage)
+            if stage.patience:
+                self._save_best(stage)
         else:
             state["bad"] += 1
             state["stopped"] = bool(stage.patience and state["bad"] >= stage.patience)
-        if stage.vocabulary_sample:
-            restrict_head(self.base.model, self._candidates, self._offsets)
 
     def _best(self, stage: Stage) -> Path:
         return self.config.output / "best" / f"{stage.name}.pt"

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from haechi.errors import ModelError
 from haechi.store import read_json, write_json
 from haechi.taxonomy import Taxonomy
-from haechi.template import Template, TemplateSettings, special_tokens
+from haechi.template import EXPL, PRED, Template, TemplateSettings, special_tokens
 from haechi.train.config import Lora, Prompt, TrainConfig, Vocabulary
 from haechi.train.data import characters
 from haechi.train.vocabulary import extend, learn_pieces
@@ -65,6 +65,9 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in words])
     for token, text in words.items():
         origin[tokenizer.convert_tokens_to_ids(token)] = plain.encode(text, add_special_tokens=False).ids
+    if shape.model_type in _ENCODERS:
+        # An encoder has read every text up to its separator: what asks for a verdict or an answer starts as that.
+        origin |= {tokenizer.convert_tokens_to_ids(token): [tokenizer.sep_token_id] for token in (PRED, EXPL)}
     _grow_embeddings(model, len(tokenizer), origin)
     settings = _settings(tokenizer, shape, config.prompt)
     template = Template(backend(tokenizer), taxonomy.codes, settings)
@@ -86,25 +89,36 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def restrict_head(model: Any, candidates: torch.Tensor, offsets: torch.Tensor) -> None:
-    """Let the head score only the `candidates` [C] ids, each logit shifted by `offsets` [C], until `free_head`.
+class NarrowHead:
+    """Lets a model's head score only the positions and ids that a loss needs, until `free`.
 
-    With an offset of log(vocabulary / sample) on the random candidates the softmax's sum stays unbiased: importance
-    sampling as in Jean et al. 2015 (arXiv 1412.2007), section 3. Both tensors are read at call time and may be
-    updated in place.
+    The model then returns logits [positions, ids]. With an offset of log(others / drawn) on ids drawn at random the
+    softmax's sum stays unbiased: importance sampling as in Jean et al. 2015 (arXiv 1412.2007), section 3.
     """
-    head = model.get_output_embeddings()
 
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        bias = offsets if head.bias is None else head.bias[candidates] + offsets
-        return F.linear(hidden, head.weight[candidates], bias.to(hidden.dtype))
+    positions: torch.Tensor
+    """[positions] places in the flattened batch."""
+    candidates: torch.Tensor | None = None
+    """[ids] to score; None: the whole vocabulary."""
+    offsets: torch.Tensor | None = None
+    """[ids] added to the candidates' logits."""
 
-    head.forward = forward
+    def __init__(self, model: Any) -> None:
+        self._head = model.get_output_embeddings()
+        self._whole = self._head.forward
+        self._head.forward = self._forward
 
+    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.flatten(0, 1)[self.positions]
+        if self.candidates is None or self.offsets is None:
+            logits: torch.Tensor = self._whole(hidden)
+            return logits
+        bias = self.offsets if self._head.bias is None else self._head.bias[self.candidates] + self.offsets
+        return F.linear(hidden, self._head.weight[self.candidates], bias.to(hidden.dtype))
 
-def free_head(model: Any) -> None:
-    """Undo `restrict_head`."""
-    vars(model.get_output_embeddings()).pop("forward", None)
+    def free(self) -> None:
+        """Give the model its head back."""
+        self._head.forward = self._whole
 
 
 def _locate(base: str) -> str:
