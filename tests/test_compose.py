@@ -80,6 +80,7 @@ def test_guards_are_made_from_yaml(tmp_path: Path) -> None:
         ("slim:x", "did you mean 'slm'"),
         ("keyword", "name the word list"),
         ({"any": []}, "unknown guard 'any'"),
+        ({"slm": "folder"}, "'slm:ARGUMENT', not by a mapping"),
         ({"any_of": []}, "at least one guard"),
         ({"threshold": {"guard": "keyword:x", "at": 2}}, "cannot read the word list x"),
         ({"cascade": {"guards": ["keyword:x"], "low": 0.9, "high": 0.1}}, "above high"),

@@ -23,7 +23,7 @@ from haechi.schema import Example
 from haechi.taxonomy import load_taxonomy
 from haechi.template import Row, pack
 from haechi.train.config import Lora, Stage, TrainConfig, Vocabulary
-from haechi.train.data import RowSource, Source, TextSource, Weighted, read_rows
+from haechi.train.data import Both, RowSource, Source, TextSource, Weighted, read_rows
 from haechi.train.loop import learning_rate
 from haechi.train.model import NarrowHead, load_base
 
@@ -125,8 +125,14 @@ def test_the_vocabulary_grows_by_composed_korean(bert_base: Path, curated: Path,
     assert all("가" <= piece.removeprefix("##")[0] <= "힣" for piece in pieces), pieces
     assert base.template.decode(base.template.encode("옆집 비밀번호")) == "옆집 비밀번호"
     assert base.model.get_input_embeddings().weight.shape[0] == len(base.tokenizer)
-    source = TextSource(stage, base.template, 0, tmp_path / "cache")
-    assert {len(row.query) for row in shown(source)} <= {1, 5}
+    text = TextSource(stage, base.template, 0, tmp_path / "cache")
+    rows = RowSource([Weighted(row, 1) for row in examples()], stage, base.template, 0, steps=len(text))
+    both = Both(text, rows)
+    # Rows beside text are dealt evenly: none lost, no step with more than its share.
+    assert len(both) == len(text) and len(shown(both)) == len(shown(text)) + len(examples())
+    shares = [sum(map(len, rows.passes(step))) for step in range(len(rows))]
+    assert max(shares) - min(shares) <= 1
+    assert {len(row.query) for row in shown(text)} <= {1, 5}
     assert train.run(config, quiet).is_dir()
 
 

@@ -55,7 +55,10 @@ def parse(kind: type[C], tree: Mapping[str, Any], where: str) -> C:
         # YAML has neither tuples nor paths; strict JSON mode accepts their plain forms and converts nothing else.
         return kind.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(_describe(kind, item) for item in error.errors())}") from None
+        # A section that is refused takes the one around it along, which says nothing new.
+        around = {item["loc"][:depth] for item in error.errors() for depth in range(len(item["loc"]))}
+        told = [_describe(kind, item) for item in error.errors() if item["loc"] not in around]
+        raise ConfigError(f"{where}: {'; '.join(told)}") from None
 
 
 def _describe(kind: type[BaseModel], item: Any) -> str:

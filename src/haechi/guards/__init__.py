@@ -55,6 +55,8 @@ def load_guard(spec: str | Mapping[str, Any]) -> Guard:
     if len(spec) != 1:
         raise ConfigError(f"a composed guard is a mapping of one key ({', '.join(_COMPOSITIONS)}), not {dict(spec)!r}")
     ((kind, argument),) = spec.items()
+    if kind in _KINDS:
+        raise ConfigError(f"a {kind} guard is named in one text, '{kind}:ARGUMENT', not by a mapping")
     composed: Guard = _lookup(kind, _COMPOSITIONS)(argument)
     return composed
 
