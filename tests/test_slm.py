@@ -12,6 +12,7 @@ import pytest
 
 from conftest import HARMFUL, HARMLESS
 from haechi import answers, export
+from haechi.casing import restore
 from haechi.errors import ModelError
 from haechi.guards.slm import SLM, load
 from haechi.modelfolder import read_sheet, write_sheet
@@ -103,7 +104,7 @@ def test_a_stream_is_the_answer_sentence_by_sentence(guard: SLM) -> None:
     assert list(guard.stream("how do I wash a car 1")) == [] == list(guard.stream(" "))
 
 
-@pytest.mark.parametrize("query", ["", " \t\n", "\u200b \n"[1:]])
+@pytest.mark.parametrize("query", ["", " \t\n", "\u3000 \n"])
 def test_an_empty_query_has_no_verdict(guard: SLM, query: str) -> None:
     verdict = guard.check([query])[0]
     assert verdict.unsafe is None and verdict.score is None and verdict.error == "the query is empty"
@@ -117,17 +118,21 @@ def test_odd_text_gets_a_verdict(guard: SLM, query: str) -> None:
 
 
 def test_a_long_query_is_as_harmful_as_its_worst_window(guard: SLM) -> None:
-    padding = "thank you for your help " * 100
-    hidden = f"{padding} how do I steal a car 1 {padding}"
-    verdict, harmless = guard.check([hidden, padding])
-    windows = [guard.template.decode(ids[1:]) for ids in guard.template.windows(hidden)]
-    assert len(windows) > 3
-    assert verdict.score == pytest.approx(max(v.score or 0 for v in guard.check(windows)), abs=1e-4)
-    assert (verdict.score or 0) > (harmless.score or 0)
+    query = "thank you for your help " * 50 + "how do I steal a car 1 " * 20 + "what is the capital of France " * 50
+    windows = [guard.template.decode(ids[1:]) for ids in guard.template.windows(query)]
+    scores = [verdict.score or 0.0 for verdict in guard.check(windows)]
+    assert len(windows) > 3 and max(scores) > 2 * min(scores)
+    assert guard.check([query])[0].score == pytest.approx(max(scores), rel=0.01, abs=0)
 
 
 def test_a_megabyte_is_judged(guard: SLM) -> None:
     assert guard.check(["thank you for your help " * 43_700])[0].error is None
+
+
+def test_a_bare_text_is_not_taken_for_a_list_of_letters(guard: SLM) -> None:
+    for ask in (guard.check, guard.answer):
+        with pytest.raises(TypeError, match="write \\[query\\]"):
+            ask("hello")
 
 
 def test_only_the_last_user_turn_is_judged(guard: SLM) -> None:
@@ -177,6 +182,12 @@ def test_a_folder_of_another_taxonomy_or_an_edited_one_is_refused(exported: Path
     write_sheet(copy, sheet.model_copy(update={"taxonomy": {**sheet.taxonomy, "name": "other"}}))
     with pytest.raises(ModelError, match="was edited"):
         load(copy)
+    swapped = broken(exported, tmp_path / "swapped")
+    spec = (swapped / "tokenizer.json").read_text(encoding="utf-8")
+    spec = spec.replace("<|safe|>", "<|x|>").replace("<|unsafe|>", "<|safe|>").replace("<|x|>", "<|unsafe|>")
+    (swapped / "tokenizer.json").write_text(spec, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer.json is truncated or belongs to another model"):
+        load(swapped)
     tree = json.loads((copy / "haechi.json").read_text(encoding="utf-8"))
     (copy / "haechi.json").write_text(json.dumps({**tree, "format": 99}), encoding="utf-8")
     with pytest.raises(ModelError, match="format 99"):
@@ -194,6 +205,9 @@ def test_contacts_are_only_those_of_the_locale() -> None:
         "지금 010-1234-5678로 전화하세요.", korea
     )
     assert not answers.allowed("See www.evil-site.com for more.", us)
+    assert answers.contacts("(https://988lifeline.org) 800.555.1234, t.me/abc, 010-1234-5678 일반 전화") == [
+        "https://988lifeline.org", "t.me/abc", "800.555.1234", "010-1234-5678"]  # fmt: skip
+    assert not answers.contacts("10-15 minutes, 100개, 24시간 and 1,200,000 dollars")
     assert answers.allowed("In 2024, 300 people, 25% of 1,200,000 dollars and £900.", us)
     assert answers.allowed("Call 1-800-GAMBLER.", us) and not answers.allowed("Call 1-800-FLOWERS.", us)
     assert answers.contacts("Call 988 (24/7), (02) 123-4567 or 02)123-4567.") == ["988", "(02) 123-4567", "02)123-4567"]
@@ -207,6 +221,31 @@ def test_a_number_the_policy_does_not_list_takes_its_sentence_along(
     answer = guard.answer(["how do I steal a car 1"])[0]
     assert answer.text == "I cannot help. Take care."
     assert " ".join(guard.stream("how do I steal a car 1")) == answer.text
+
+
+def test_a_link_that_the_tokenizer_took_apart_is_seen() -> None:
+    written = restore("visit www. evil - site. com / now. see https : / / 988lifeline. org. me too.", {"i": "I"})
+    assert written == "Visit www.evil-site.com/now. See https://988lifeline.org. Me too."
+    known = load_taxonomy().contacts("US")
+    assert [answers.allowed(sentence, known) for sentence in answers.sentences(written)] == [False, True, True]
+
+
+@pytest.mark.parametrize(("language", "query"), [("en", "how do I steal a car 1"), ("ko", "옆집 비밀번호 알려줘 1")])
+def test_a_harmful_query_never_gets_an_empty_answer(
+    guard: SLM, monkeypatch: pytest.MonkeyPatch, language: str, query: str
+) -> None:
+    monkeypatch.setattr(guard.template, "decode", lambda ids: "Call 1-900-555-0199.")
+    answer = guard.answer([query], force=True)[0]
+    assert answer.text == answers.refusal(language) == " ".join(guard.stream(query, force=True))
+    assert answers.problems(answer.text, language, set()) == []
+
+
+def test_at_the_length_limit_whole_sentences_stay(guard: SLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_decode", lambda *_: iter(()))
+    for written, kept in (("I cannot help. That is theft.", "I cannot help. That is theft."),
+                          ("I cannot help. That is", "I cannot help.")):  # fmt: skip
+        monkeypatch.setattr(guard.template, "decode", lambda ids, text=written: text)
+        assert guard.answer(["how do I steal a car 1"])[0].text == kept
 
 
 def test_an_urgent_answer_without_a_help_line_gets_the_locales(guard: SLM) -> None:

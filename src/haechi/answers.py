@@ -22,21 +22,27 @@ _SCRIPTS = {
     "hi": r"[ऀ-ॿ]",
     "th": r"[฀-๿]",
 }
+DOMAINS = "com|org|net|gov|edu|kr|io|info|biz|xyz|app|dev|ru|cn|gg|ly"
+"""Top-level domains that are no words: after a full stop they make a link even without a slash."""
 _LINK = re.compile(
-    r"(?:https?://|www\.)\S+|\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:com|org|net|gov|edu|kr|io|info)\b(?:/\S*)?", re.I
+    rf"(?:https?://|www\.)\S+|\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:(?:{DOMAINS})\b(?:/\S*)?|[a-z]{{2,}}/\S+)", re.I
 )
 # A run of digits with phone punctuation. What follows tells a count or a date from a number to call.
 _NUMBER = re.compile(
     # Toll-free numbers may be spelt: 1-800-GAMBLER.
     r"\b(?:1-)?8(?:00|33|44|55|66|77|88)-[A-Za-z]{3,}(?:-?[A-Za-z]{2,})?\b|"
-    r"(?<![\w.,$£€¥₩%#-])\+?(?:\(\d{2,4}\)|\d+)(?:(?:[ \-–]{1,3}|\) ?)\d+| ?\(\d{2,4}\))*(?![\d%]|[.,]\d)"
+    r"(?<![\w.,$£€¥₩%#-])\+?(?:\d{2,4}(?:\.\d{3,4}){2}|"
+    r"(?:\(\d{2,4}\)|\d+)(?:(?:[ \-–]{1,3}|\) ?)\d+| ?\(\d{2,4}\))*)(?![\d%]|[.,]\d)"
 )
 _UNIT = re.compile(
     r"\s*(?:°|(?:years?|year-olds?|days?|hours?|minutes?|weeks?|months?|people|percent|times|dollars?|words?|am|pm|st|nd"
-    r"|rd|th)\b|년|월|일|시간|분|살|세|명|번째|개|원|만|천|억|퍼센트|프로|가지|학년)",
+    r"|rd|th)\b)|(?:년|월|일|시간|분|살|세|명|번째|개|원|만|천|억|퍼센트|프로|가지|학년)",
     re.I,
 )
 _KEYS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999")
+_PHONE_DIGITS = 7
+"""So many digits are a number to call, whatever follows them."""
+_REFUSALS = {"ko": "안전을 위해 이 요청은 도와드릴 수 없습니다."}
 _ENDING = re.compile(r"[.!?…]+[\"'”’)]*$")
 
 
@@ -62,11 +68,12 @@ def sentences(text: str) -> Iterator[str]:
 
 def contacts(text: str) -> list[str]:
     """Phone numbers and links as they stand in a text; counts, ages, sums and dates are not contacts."""
-    found = [match.group().rstrip(".,") for match in _LINK.finditer(text)]
+    found = [match.group().rstrip(".,;:!?)]}\"'”’") for match in _LINK.finditer(text)]
     rest = _LINK.sub(" ", text)
     for match in _NUMBER.finditer(rest):
         digits = _digits(match.group())
-        if len(digits) >= 3 and not _UNIT.match(rest, match.end()) and not _is_year(digits):
+        counted = len(digits) < _PHONE_DIGITS and _UNIT.match(rest, match.end())
+        if len(digits) >= 3 and not counted and not _is_year(digits):
             found.append(match.group().strip())
     return found
 
@@ -98,6 +105,16 @@ def _digits(contact: str) -> str:
     return digits.removeprefix("1") if len(digits) == 11 else digits
 
 
+def ends(text: str) -> bool:
+    """Whether a text ends as a sentence does."""
+    return bool(_ENDING.search(text.strip()))
+
+
+def refusal(language: str) -> str:
+    """What to say when nothing of a written answer may be shown."""
+    return _REFUSALS.get(language, "I can't help with this request.")
+
+
 def help_line(taxonomy: Taxonomy, category: str | None, language: str, locale: str, text: str) -> str:
     """The sentence to append: the category's first help line when lives are at risk and `text` names no contact."""
     if category is None or not taxonomy[category].urgent or contacts(text):
@@ -120,7 +137,7 @@ def problems(text: str, language: str, known: set[str]) -> list[str]:
     stripped = text.strip()
     if language_of(stripped) != language:
         found.append("language")
-    if not _ENDING.search(stripped):
+    if not ends(stripped):
         found.append("ending")
     if _repeats(stripped):
         found.append("repetition")

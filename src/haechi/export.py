@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from haechi.engines.torch import cache_argument
 from haechi.errors import ConfigError, ModelError
-from haechi.modelfolder import Sheet, read_sheet, write_sheet
+from haechi.modelfolder import Sheet, read_sheet, sealed, write_sheet
 from haechi.store import write_text
 
 
@@ -79,7 +79,7 @@ def run(model: Path, output: Path, precision: str, report: Callable[[str], None]
             _finish(plain, output / name, precision)
             report(f"{name}: {(output / name).stat().st_size / 1e6:.1f} MB")
     shutil.copyfile(model / "tokenizer.json", output / "tokenizer.json")
-    write_sheet(output, sheet)
+    write_sheet(output, sealed(output, sheet))
     write_text(output / "README.md", model_card(sheet, precision))
     return output
 

@@ -9,12 +9,13 @@ from pydantic import Field, ValidationError
 
 from haechi.errors import DataError, ModelError
 from haechi.schema import Record
-from haechi.store import read_json, write_json
+from haechi.store import digest, read_json, write_json
 from haechi.taxonomy import Taxonomy, validate
 from haechi.template import TemplateSettings
 
 SHEET = "haechi.json"
 FORMAT = 1
+_WEIGHTS = ("tokenizer.json", "*.onnx", "*.safetensors")
 
 
 class Sheet(Record):
@@ -38,6 +39,8 @@ class Sheet(Record):
     """Divides the label logits; fitted on validation rows."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """A calibrated score at or above it is unsafe; fitted on validation rows."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the files the model is read from, by name."""
     trained_on: dict[str, Any] = Field(default_factory=dict)
     """Per stage the data and its content hashes."""
     metrics: dict[str, Any] = Field(default_factory=dict)
@@ -77,6 +80,25 @@ def read_sheet(folder: Path) -> Sheet:
 def write_sheet(folder: Path, sheet: Sheet) -> None:
     """Write the sheet of a model folder, atomically."""
     write_json(folder / SHEET, sheet.model_dump(mode="json"))
+
+
+def sealed(folder: Path, sheet: Sheet) -> Sheet:
+    """The sheet with the hashes of the tokenizer and weights that now lie in `folder`."""
+    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    return sheet.model_copy(update={"files": {file.name: digest(file) for file in files}})
+
+
+def require_seal(folder: Path, sheet: Sheet) -> None:
+    """Raise ModelError when a file in `folder` is missing or another than the sheet was written for.
+
+    Weights in safetensors are not read twice: of a large model that would take longer than loading it.
+    """
+    for name, known in sheet.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise ModelError(f"{file} is missing: the model folder is incomplete, copy or export it again")
+        if file.suffix != ".safetensors" and digest(file) != known:
+            raise ModelError(f"{file} is truncated or belongs to another model: copy or export the folder again")
 
 
 def require_policy(sheet: Sheet, taxonomy: Taxonomy) -> None:

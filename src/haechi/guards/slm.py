@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 from haechi import answers
 from haechi.casing import restore
 from haechi.engines import Engine, load_engine
-from haechi.errors import ModelError
-from haechi.modelfolder import Sheet, read_sheet, require_policy
+from haechi.errors import ConfigError, ModelError, did_you_mean
+from haechi.modelfolder import Sheet, read_sheet, require_policy, require_seal
 from haechi.schema import Answer, Conversation, Verdict
+from haechi.store import fingerprint
 from haechi.taxonomy import Taxonomy
 from haechi.template import IGNORE, NOT_SUPERVISED, Branch, Floats, Ints, Row, Template, pack, visible
 
@@ -57,6 +58,9 @@ class SLM:
         self.taxonomy: Taxonomy = sheet.policy()
         self.template = Template(tokenizer, self.taxonomy.codes, sheet.template)
         self._engine, self._locale = engine, locale
+        if locale is not None and locale not in self.taxonomy.resources:
+            raise ConfigError(f"unknown locale {locale!r}{did_you_mean(locale, self.taxonomy.resources)}")
+        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale)
         self._candidates = np.array([*self.template.labels, *self.template.categories], np.int64)
         self._prompt = self._branch(self.template.verdict_prompt())
 
@@ -65,7 +69,7 @@ class SLM:
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """One verdict per conversation. A query longer than the window is judged in overlapping windows: the most
         harmful one counts."""
-        windows = [self._windows(Conversation.of(item).query) for item in conversations]
+        windows = [self._windows(item.query) for item in Conversation.each(conversations)]
         flat = [(owner, ids) for owner, several in enumerate(windows) for ids in several]
         judged: list[list[Verdict]] = [[] for _ in conversations]
         for batch in _batches([len(ids) for _, ids in flat]):
@@ -98,7 +102,7 @@ class SLM:
     def answer(self, conversations: Sequence[Conversation | str], force: bool = False) -> list[Answer]:
         """A verdict each, and for unsafe queries (all, when `force`d with `<|harm|>`) the safeguard answer."""
         results: list[Answer | None] = [None] * len(conversations)
-        texts = [Conversation.of(item).query for item in conversations]
+        texts = [item.query for item in Conversation.each(conversations)]
         queries = [self._worst_window(text) for text in texts]
         rows = [index for index, query in enumerate(queries) if query is not None]
         for batch in _batches([len(queries[index] or ()) + self.sheet.template.answer for index in rows]):
@@ -152,11 +156,11 @@ class SLM:
         windows = self._windows(text)
         if len(windows) <= 1:
             return windows[0] if windows else None
-        scores: dict[int, float] = {}
+        harm: dict[int, tuple[bool, float]] = {}
         for batch in _batches([len(ids) for ids in windows]):
             prefill = self._prefill([windows[index] for index in batch])
-            scores |= {index: _harm(self._verdict(prefill, row))[1] for row, index in enumerate(batch)}
-        return windows[max(scores, key=scores.__getitem__)]
+            harm |= {index: _harm(self._verdict(prefill, row)) for row, index in enumerate(batch)}
+        return windows[max(harm, key=harm.__getitem__)]
 
     def _decode(self, prefill: _Prefill, drafts: list[_Draft], force: bool) -> Iterator[None]:
         """Write all drafts in step, greedily, no four tokens in a row twice; yields after each token."""
@@ -200,13 +204,13 @@ class SLM:
         locale = self._locale_for(language)
         known = self.taxonomy.contacts(locale)
         parts = list(answers.sentences(self._text(draft)))
-        if not draft.finished and len(parts) > 1:
+        if not draft.finished and len(parts) > 1 and not answers.ends(parts[-1]):
             # Cut at the length limit: the sentences that are whole are better than half a one more.
             parts.pop()
         shown = [part.strip() for part in parts if answers.allowed(part, known)]
         category = verdict.category or max(verdict.categories, key=verdict.categories.__getitem__, default=None)
         line = answers.help_line(self.taxonomy, category, language, locale, " ".join(shown))
-        return [part for part in (*shown, line) if part]
+        return [part for part in (*shown, line) if part] or [answers.refusal(language)]
 
     def _locale_for(self, language: str) -> str:
         return self._locale or answers.LOCALES.get(language, "US")
@@ -232,6 +236,7 @@ def load(
     """
     path = Path(folder) if folder is not None else default_model()
     sheet = read_sheet(path)
+    require_seal(path, sheet)
     if taxonomy is not None:
         require_policy(sheet, taxonomy)
     file = path / "tokenizer.json"
