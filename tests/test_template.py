@@ -56,6 +56,13 @@ def test_a_safe_row_is_taught_safe_and_no_category_and_never_forced(template: Te
     assert len(others) == 1 and template.id("<|harm|>") not in others[0].ids
 
 
+def test_an_answer_that_is_cut_does_not_teach_to_end_there(template: Template) -> None:
+    longest = template.settings.answer
+    whole, cut = (template.answer_branch("car " * words) for words in (longest - 1, longest + 9))
+    assert whole.labels[-1] == template.eos and len(whole.ids) == len(cut.ids) == longest
+    assert template.eos not in cut.labels
+
+
 def test_an_unknown_category_teaches_only_the_verdict(template: Template) -> None:
     assert row(template, category="violence").branches[0].labels == [template.id("<|unsafe|>")]
 

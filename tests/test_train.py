@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conftest import ROOT, examples, llama_folder, tiny_config, write_curated
 from haechi import train
-from haechi.errors import DataError, ModelError
+from haechi.errors import ConfigError, DataError, ModelError
 from haechi.guards.slm import load
 from haechi.modelfolder import read_sheet
 from haechi.schema import Example
@@ -74,6 +75,18 @@ def test_a_killed_run_ends_with_the_same_bits(bert_base: Path, curated: Path, tm
     assert any(line.startswith("going on from step") for line in told)
     found = load_file(folder / "model.safetensors")
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_an_unfinished_run_is_not_gone_on_with_under_another_configuration(
+    bert_base: Path, curated: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(bert_base, tmp_path / "run", curated)
+    (config.output / "checkpoint").mkdir(parents=True)
+    (config.output / "config.json").write_text(config.model_copy(update={"seed": 9}).model_dump_json(), "utf-8")
+    with pytest.raises(ConfigError, match="unfinished run with other seed"):
+        train.run(config, quiet)
+    with pytest.raises(ValidationError, match="same name"):
+        tiny_config(bert_base, tmp_path / "run", curated, stages=config.stages * 2)
 
 
 def test_two_processes_train_one_model(bert_base: Path, curated: Path, tmp_path: Path) -> None:

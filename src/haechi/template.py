@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from haechi.config import Config
 from haechi.errors import ModelError
 from haechi.schema import Label, Verdict
+from haechi.store import fingerprint
 
 PRED, EXPL, SAFE, UNSAFE, HARM = "<|pred|>", "<|expl|>", "<|safe|>", "<|unsafe|>", "<|harm|>"
 TOKENS = (PRED, EXPL, SAFE, UNSAFE, HARM)
@@ -131,6 +132,11 @@ class Template:
         assert id is not None, token
         return int(id)
 
+    @property
+    def tokenizer_hash(self) -> str:
+        """What ids made by this tokenizer can be kept under."""
+        return fingerprint(self._tokenizer.to_str())
+
     def _trusted(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = False
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -169,12 +175,12 @@ class Template:
 
     def answer_branch(self, answer: str, *, force: bool = False) -> Branch:
         """Teaches the answer after `<|expl|>`; `force` puts `<|harm|>` first (on 30% of harmful training queries)."""
-        text = self.encode(answer)[: self.settings.answer - 1]
         head = self.answer_prompt(force=force)
-        ids = [*head, *text]
-        labels = [IGNORE] * (len(head) - 1) + [*text, self.eos]
-        kinds = [NOT_SUPERVISED] * (len(head) - 1) + [TEXT] * (len(text) + 1)
-        return Branch(ids, labels, kinds)
+        # An answer that is too long is cut before its end token: it must not teach to stop in mid-sentence.
+        text = [*self.encode(answer), self.eos][: self.settings.answer]
+        labels = [IGNORE] * (len(head) - 1) + text
+        kinds = [NOT_SUPERVISED] * (len(head) - 1) + [TEXT] * len(text)
+        return Branch([*head, *text[:-1]], labels, kinds)
 
     def answer_prompt(self, *, force: bool = False) -> list[int]:
         """The ids that ask for an answer."""

@@ -12,10 +12,10 @@ import numpy as np
 from haechi import metrics
 from haechi.casing import learn
 from haechi.guards.slm import load
-from haechi.modelfolder import Sheet, write_sheet
+from haechi.modelfolder import Sheet, sealed, write_sheet
 from haechi.schema import Label, Verdict
 from haechi.sets import data_folder
-from haechi.store import digest, write_json
+from haechi.store import digest
 from haechi.taxonomy import load_taxonomy
 from haechi.train.config import Stage, TrainConfig
 from haechi.train.data import Both, RowSource, Source, TextSource, read_rows
@@ -28,33 +28,28 @@ __all__ = ["Stage", "TrainConfig", "run"]
 def run(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
     """Train every stage and write the finished model folder; returns it. A killed run goes on when run again."""
     taxonomy = load_taxonomy(config.taxonomy)
-    base = load_base(config, taxonomy)
-    loop = Loop(config, base, report)
-    main = loop.accelerator.is_main_process
-    if main:
-        write_json(config.output / "config.json", config.model_dump(mode="json"))
+    loop = Loop(config, lambda: load_base(config, taxonomy), report)
     loop.load_finished()
     measured: dict[str, Any] = {}
     for index, stage in enumerate(config.stages):
-        train, valid = _sources(stage, base, config)
+        with loop.first():
+            train, valid = _sources(stage, loop.base, config)
         measured[stage.name] = loop.run(index, stage, train, valid)
-    folder = config.output / "model"
-    if main:
+    folder, base = config.output / "model", loop.base
+    if loop.accelerator.is_main_process:
         merged(base.model).save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
-        write_sheet(
-            folder,
-            Sheet(
-                name=config.output.name,
-                base=config.base,
-                taxonomy=taxonomy.model_dump(mode="json"),
-                taxonomy_version=taxonomy.version,
-                template=base.template.settings,
-                casing=_casing(base, config),
-                trained_on={stage.name: _provenance(stage) for stage in config.stages},
-                metrics={"training": measured},
-            ),
+        sheet = Sheet(
+            name=config.output.name,
+            base=config.base,
+            taxonomy=taxonomy.model_dump(mode="json"),
+            taxonomy_version=taxonomy.version,
+            template=base.template.settings,
+            casing=_casing(base, config),
+            trained_on={stage.name: _provenance(stage) for stage in config.stages},
+            metrics={"training": measured},
         )
+        write_sheet(folder, sealed(folder, sheet))
         _calibrate(folder, config, report)
         report(f"model written to {folder}")
     loop.end()

@@ -151,3 +151,9 @@ class TrainConfig(Config):
     """Largest norm of the gradient."""
     checkpoint_every: int = Field(default=100, gt=0)
     """Steps between checkpoints; a killed run goes on from the last one when started again."""
+
+    @model_validator(mode="after")
+    def _stages_have_names_of_their_own(self) -> Self:
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            raise ValueError("two stages have the same name")
+        return self

@@ -109,7 +109,7 @@ class TextSource:
 
 def _token_rows(language: str, count: int, length: int, template: Template, cache: Path) -> np.ndarray:
     """`count` tokens of a language as an array [rows, length]; documents are joined by the end token."""
-    file = cache / f"{language}-{count}-{length}.npy"
+    file = cache / f"{language}-{count}-{length}-{template.tokenizer_hash}.npy"
     if not file.exists():
         ids: list[int] = []
         for document in documents(language):

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from haechi.errors import ConfigError
 from haechi.store import read_json, write_json
 from haechi.template import CATEGORY, NOT_SUPERVISED, TEXT, VERDICT, Batch, Row, pack, visible
 from haechi.train.config import Stage, TrainConfig
@@ -34,20 +35,44 @@ _KINDS = {"verdict": VERDICT, "category": CATEGORY, "text": TEXT}
 class Loop:
     """Trains one stage after another; its position survives a kill."""
 
-    def __init__(self, config: TrainConfig, base: Base, report: Callable[[str], None]) -> None:
-        self.config, self.base, self._report = config, base, report
+    def __init__(self, config: TrainConfig, load: Callable[[], Base], report: Callable[[str], None]) -> None:
+        """`load` makes the model the first stage starts from."""
+        self.config, self._load, self._report = config, load, report
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with="tensorboard",
             project_dir=str(config.output),
             cpu=not torch.cuda.is_available(),
         )
+        if self.accelerator.is_main_process:
+            self._claim()
+        # A base without a language-model head gets a random one.
+        set_seed(config.seed)
+        with self.first():
+            self.base = load()
         set_seed(config.seed + self.accelerator.process_index)
         self.accelerator.init_trackers("tensorboard")
-        self.attention = base.template.settings.attention
-        self.model = base.model
+        self.attention = self.base.template.settings.attention
+        self.model = self.base.model
         self._saved = config.output / "checkpoint"
         self._progress = self._read_progress()
+
+    def first(self) -> AbstractContextManager[None]:
+        """Inside it the main process goes first: what it learns and caches the others read."""
+        manager: AbstractContextManager[None] = self.accelerator.main_process_first()
+        return manager
+
+    def _claim(self) -> None:
+        """Write down the configuration. Raises ConfigError when the folder holds an unfinished run of another one."""
+        file, ours = self.config.output / "config.json", self.config.model_dump(mode="json")
+        if file.exists() and self.config.output.joinpath("checkpoint").exists():
+            theirs = read_json(file)
+            if changed := sorted(key for key in ours if ours[key] != theirs.get(key)):
+                raise ConfigError(
+                    f"{self.config.output} holds an unfinished run with other {', '.join(changed)}: "
+                    "finish it as it was, choose another output, or delete the folder"
+                )
+        write_json(file, ours)
 
     def run(self, index: int, stage: Stage, train: Source, valid: Source | None) -> dict[str, Any]:
         """Train one stage (or what is left of it). Returns what it measured; a finished stage is not run again."""
@@ -71,11 +96,8 @@ class Loop:
                     self._validate(stage, valid, state)
                 if state["step"] % self.config.checkpoint_every == 0:
                     self._checkpoint(index, state)
-        if valid:
-            if not state["history"] or state["history"][-1]["step"] < state["step"]:
-                self._validate(stage, valid, state)
-            if stage.patience:
-                self._load_best(stage)
+        if valid and (not state["history"] or state["history"][-1]["step"] < state["step"]):
+            self._validate(stage, valid, state)
         self._head.free()
         return self._finish(index, stage, state)
 
@@ -218,10 +240,6 @@ class Loop:
             os.replace(path.with_suffix(".tmp"), path)
         self.accelerator.wait_for_everyone()
 
-    def _load_best(self, stage: Stage) -> None:
-        weights = torch.load(self._best(stage), map_location=self.accelerator.device, weights_only=True)
-        self.accelerator.unwrap_model(self.model).load_state_dict(weights)
-
     # Position on disk
 
     def _read_progress(self) -> dict[str, Any]:
@@ -258,9 +276,14 @@ class Loop:
         self._progress.update(stage=-1, state=None)
         self._progress["done"][stage.name] = measured
         weights = self.accelerator.get_state_dict(self.model)
+        if stage.patience and state["history"]:
+            weights = torch.load(self._best(stage), map_location="cpu", weights_only=True)
         self._write(lambda folder: self.accelerator.save(weights, folder / "stage.pt"))
-        self.base.model.load_state_dict(weights)
         self.accelerator.free_memory()
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            # Its model is in pieces; the next stage starts from a whole one.
+            self.base = self._load()
+        self.load_finished()
         return measured
 
     def _write(self, save: Callable[[Path], object]) -> None:

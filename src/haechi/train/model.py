@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from haechi.errors import ModelError
-from haechi.store import read_json, write_json
+from haechi.store import fingerprint, read_json, write_json
 from haechi.taxonomy import Taxonomy
 from haechi.template import EXPL, PRED, Template, TemplateSettings, special_tokens
 from haechi.train.config import Lora, Prompt, TrainConfig, Vocabulary
@@ -142,7 +142,7 @@ def _set_dropout(shape: Any, value: float) -> None:
 
 def _pieces(vocabulary: Vocabulary, output: Path) -> list[str]:
     """The learnt pieces, kept in the run's folder: the learner breaks ties at random, and a resumed run must not."""
-    file = output / "pieces.json"
+    file = output / f"pieces-{fingerprint(vocabulary.model_dump(mode='json'))}.json"
     if not file.exists():
         write_json(file, learn_pieces(characters(vocabulary.language, vocabulary.characters), vocabulary.pieces))
     pieces: list[str] = read_json(file)
