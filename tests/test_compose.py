@@ -23,7 +23,7 @@ class Scripted:
     """A guard that says what it is told to, and remembers how many it was asked."""
 
     def __init__(self, name: str, *verdicts: Verdict) -> None:
-        self.name, self._verdicts, self.asked = name, verdicts, 0
+        self.name, self.identity, self._verdicts, self.asked = name, name, verdicts, 0
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         self.asked += len(conversations)
@@ -82,6 +82,7 @@ def test_guards_are_made_from_yaml(tmp_path: Path) -> None:
         ({"any": []}, "unknown guard 'any'"),
         ({"slm": "folder"}, "'slm:ARGUMENT', not by a mapping"),
         ({"any_of": []}, "at least one guard"),
+        ({"threshold": {"guard": None, "at": 1}}, "not None"),
         ({"threshold": {"guard": "keyword:x", "at": 2}}, "cannot read the word list x"),
         ({"cascade": {"guards": ["keyword:x"], "low": 0.9, "high": 0.1}}, "above high"),
         ({"cascade": {"guards": []}}, "needs exactly"),

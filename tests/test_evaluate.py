@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from conftest import ROOT
 from haechi import evaluate, metrics
-from haechi.errors import ConfigError
+from haechi.errors import ConfigError, HaechiError
 from haechi.evaluate import EvaluateConfig
 from haechi.guards.keyword import KeywordGuard
 from haechi.guards.slm import load
@@ -115,13 +115,24 @@ def test_a_killed_evaluation_asks_nothing_twice(config: dict[str, Any], monkeypa
     assert asked == [256, 44, 44, 256, 44]
 
 
+def test_a_changed_guard_of_the_same_name_is_asked_again(config: dict[str, Any], tmp_path: Path) -> None:
+    def recall() -> float:
+        result = evaluate.run(EvaluateConfig(**{**config, "sets": ("policy_test.en",)}), lambda line: None)
+        return float(result["guards"]["keyword"]["sets"]["policy_test.en"]["unsafe_recall"])
+
+    before = recall()
+    (tmp_path / "words.txt").write_text("how\nwhat\ni\n", encoding="utf-8")
+    assert recall() > before
+
+
 def test_other_rows_give_another_hash_and_bad_sets_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
     row = Example(id="1", lang="en", query="x", label="safe")
     assert evaluate.set_hash([row]) != evaluate.set_hash([row.model_copy(update={"label": "unsafe"})])
     for lines, message in (('{"id": "1", "query": "x"}', "no labelled rows"),
-                           ('{"id": "1", "query": "x", "label": "safe"}\n' * 2, "share an id")):  # fmt: skip
+                           ('{"id": "1", "query": "x", "label": "safe"}\n' * 2, "share an id"),
+                           ('{"id": 1, "query": "x", "label": "safe"}', "row 1: id: Input should be")):  # fmt: skip
         (tmp_path / "own.jsonl").write_text(lines, encoding="utf-8")
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(HaechiError, match=message):
             evaluate.run(EvaluateConfig(**{**config, "sets": (str(tmp_path / "own.jsonl"),)}), lambda line: None)
     with pytest.raises(ConfigError, match="same name"):
         evaluate.run(EvaluateConfig(**{**config, "guards": config["guards"] * 2}), lambda line: None)

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ def test_bad_rows_get_an_error_and_the_rest_goes_on_in_order(tmp_path: Path) -> 
         "line 6 is not a JSON object", "line 7 is not UTF-8 text", "the query is empty",
     ]  # fmt: skip
     assert set(found[0]) == {"id", "unsafe", "score", "category", "categories", "error"}
+
+
+def test_a_byte_order_mark_and_an_endless_number_harm_only_themselves(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(
+        b'\xef\xbb\xbf{"id": "a", "query": "bomb"}\n{"id": ' + b"9" * 5000 + b', "query": "x"}\n'
+    )
+    assert judge(tmp_path / "in", tmp_path / "out.jsonl") == bulk.Outcome(2, 1)
+    assert [(row["id"], row["unsafe"]) for row in rows(tmp_path / "out.jsonl")] == [("a", True), (2, None)]
+
+
+def test_a_pipe_is_read_whole(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("bomb\ntea\n"))
+    writer.start()
+    assert judge(tmp_path / "pipe", tmp_path / "out.jsonl") == bulk.Outcome(2, 0)
+    writer.join()
 
 
 def test_plain_lines_may_begin_with_a_brace(tmp_path: Path) -> None:
@@ -152,6 +169,15 @@ def test_standard_streams_and_exit_codes(tmp_path: Path, keyword: str) -> None:
         (["taxonomy", "none.yaml"], "no such file: none.yaml"),
         (["export", "nowhere", "out"], "no model folder nowhere"),
         (["evaluate", "none.yaml"], "no such file"),
+        (["taxonomy", "Makefile/x.yaml"], "cannot read Makefile/x.yaml: Not a directory"),
+        (
+            ["check", "--guard", "{any_of: [5]}", "hello"],
+            "a guard is a text such as 'keyword:FILE' or a mapping, not 5",
+        ),
+        (["check", "--guard", "{any_of: [", "hello"], "--guard is not valid YAML"),
+        (["check", "--input", "Makefile", "--output", "Makefile"], "are the same file"),
+        (["check", "--input", "-", "--output", "."], "it is a folder"),
+        (["answer", "--locale", "USA", "hello"], "unknown locale 'USA'; did you mean 'US'?"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], message: str) -> None:
@@ -167,6 +193,19 @@ def test_a_missing_input_and_an_unwritable_output_are_named(tmp_path: Path, keyw
     (tmp_path / "file").write_text("", encoding="utf-8")
     barred = cli("check", "--guard", keyword, "--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "file/o"))
     assert barred.returncode == 2 and "cannot write" in barred.stderr and "Traceback" not in barred.stderr
+    with pytest.raises(DataError, match="cannot write"):
+        write_text(tmp_path / "file" / "o", "x")
+
+
+def test_output_to_a_closed_pipe_ends_quietly(tmp_path: Path, keyword: str) -> None:
+    words = [sys.executable, "-m", "haechi.cli", "check", "--guard", keyword, "--input", "-", "--output", "-"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin and process.stdout and process.stderr
+    process.stdout.close()
+    process.stdin.write(b"tea\n" * 5000)
+    process.stdin.close()
+    assert process.wait() not in (1, 2) and process.stderr.read() == b""
+    process.stderr.close()
 
 
 def test_answers_are_asked_only_of_guards_that_write() -> None:

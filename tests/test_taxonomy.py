@@ -65,6 +65,8 @@ ONE = "code: x, group: legal, name: {en: X, ko: 엑스}, definition: {en: d, ko:
         ("extends: default\ncategories: [{%s}]" % ONE.replace("code: x", "code: Fraud!"), "lower-case letters"),
         ("extends: default\ncategories: [{%s}]" % ONE.replace("code: x", "code: harm"), "model's own tokens"),
         ("extends: default\ncategories: [{%s, resources: {US: [nobody]}}]" % ONE, "unknown resource 'nobody'"),
+        ("extends: default\ndrop: 5", "drop must be a list of codes, not 5"),
+        ("extends: default\nrename: [x]", "rename must be a mapping"),
         ("extends: mine", "extends must be 'default'"),
         ("name: [", "not valid YAML"),
         ("- a", "must hold a mapping"),

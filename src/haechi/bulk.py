@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -110,6 +112,8 @@ def read_items(source: str) -> Iterator[Item]:
 
 def _parsed(lines: Iterable[bytes], jsonl: bool | None) -> Iterator[Item]:
     for number, raw in enumerate(lines, 1):
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
         if not raw.strip():
             continue
         if jsonl is None:
@@ -125,7 +129,7 @@ def _parsed(lines: Iterable[bytes], jsonl: bool | None) -> Iterator[Item]:
 def _parse(line: str, number: int) -> Item:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return Item(number, None, f"line {number} is not JSON")
     if not isinstance(row, dict):
         return Item(number, None, f"line {number} is not a JSON object")
@@ -159,13 +163,15 @@ def to_file(
     """Judge `source` into `target`, whole or not at all; rows of an unfinished run wait in `target.part`.
 
     `key` names guard and settings: the part file of a killed run over the same input and key is gone on with. Standard
-    input cannot be read again, so its part file is not. Raises DataError for a missing input, an unwritable output or a
-    full disk; what was written stays.
+    input and pipes cannot be read again, so theirs is not. Raises DataError for a missing input, an unwritable output
+    or a full disk; what was written stays.
     """
-    if source == "-":
-        target.with_name(f"{target.name}.part").unlink(missing_ok=True)
-    else:
-        key = f"{key} {_digest(Path(source))}"
+    if not target.name or target.is_dir():
+        raise DataError(f"cannot write {target}: it is a folder")
+    # A stream has no content to know it by, so no later run takes its part file for its own.
+    key = f"{key} {_digest(Path(source)) if Path(source).is_file() else uuid.uuid4()}"
+    if source != "-" and not Path(source).exists():
+        raise DataError(f"cannot read {source}: no such file")
     try:
         with Journal(target, hashlib.sha256(key.encode()).hexdigest()) as journal:
             done, failed = len(journal), _failed(journal.rows())

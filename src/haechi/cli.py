@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,9 @@ app = typer.Typer(
 
 Queries = Annotated[list[str] | None, typer.Argument(help="Queries to judge.", show_default=False)]
 Model = Annotated[Path | None, typer.Option(help="Model folder; default the embedded haechi-mini.", show_default=False)]
-GuardName = Annotated[str | None, typer.Option("--guard", help="Another guard, e.g. keyword:FILE.", show_default=False)]
+GuardName = Annotated[
+    str | None, typer.Option("--guard", help="Another guard: keyword:FILE or {any_of: [...]}.", show_default=False)
+]
 Input = Annotated[
     str | None, typer.Option(help='JSONL of {"id","query"} or plain lines; - for standard input.', show_default=False)
 ]
@@ -143,6 +146,9 @@ def taxonomy(
 
 def main() -> None:
     """Run the command line: 0 done, 1 some rows failed, 2 a mistake told in one line, 130 interrupted."""
+    if hasattr(signal, "SIGPIPE"):
+        # When the reader of our output goes (`| head`), end quietly as other tools do.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         app(standalone_mode=True)
     except HaechiError as error:
@@ -151,10 +157,6 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): not our error, and nobody is left to tell.
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def _say(line: str) -> None:
@@ -178,14 +180,15 @@ def _extra(module: str, extra: str, feature: str) -> Any:
 def _guard(
     model: Path | None, guard: str | None, threads: int | None, locale: str | None, policy: Path | None
 ) -> Guard:
+    from haechi.config import parse_yaml
     from haechi.guards import load_guard
     from haechi.guards.slm import load
     from haechi.taxonomy import load_taxonomy
 
     if guard is not None:
-        if model is not None or policy is not None:
-            raise ConfigError("--guard cannot be combined with --model or --taxonomy")
-        return load_guard(guard)
+        if model is not None or policy is not None or threads is not None:
+            raise ConfigError("--guard cannot be combined with --model, --taxonomy or --threads")
+        return load_guard(parse_yaml(guard, "--guard") if guard.lstrip().startswith("{") else guard)
     return load(model, threads=threads, locale=locale, taxonomy=load_taxonomy(policy) if policy else None)
 
 
@@ -209,7 +212,9 @@ def _use(
     guard = load()
     work = bulk.judge(guard, answers=answers, force=force)
     if input is not None and output not in (None, "-"):
-        key = f"{guard.name} {_identity(guard)} answers={answers} force={force}"
+        key = f"{guard.identity} answers={answers} force={force}"
+        if Path(input).exists() and Path(output).exists() and Path(input).samefile(output):
+            raise ConfigError("--input and --output are the same file")
         with _Progress() as show:
             outcome = bulk.to_file(input, Path(output), work, key, show)
     else:
@@ -240,12 +245,6 @@ def _print_lines(items: Sequence[Item], rows: Rows) -> None:
         typer.echo(f"{typer.style(f'{word:7}', fg=color, bold=True)} {detail:32} {query}")
         if row.get("answer"):
             typer.echo(f"        {typer.style(row['answer'], fg='cyan')}")
-
-
-def _identity(guard: Guard) -> str:
-    """What besides the name decides a guard's rows: for a model its whole sheet."""
-    sheet = getattr(guard, "sheet", None)
-    return sheet.model_dump_json() if sheet is not None else ""
 
 
 class _Progress:

@@ -25,15 +25,23 @@ C = TypeVar("C", bound=BaseModel)
 def read_yaml(path: Path) -> Any:
     """The parsed YAML of `path`. Raises ConfigError when it is missing, not UTF-8 or not YAML."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder; name a YAML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text. Raises ConfigError naming `where` it stood."""
+    try:
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def load_config(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
@@ -107,10 +115,7 @@ def _set(tree: dict[str, Any], word: str) -> None:
         )
         if not isinstance(node, dict | list):
             raise ConfigError(f"override {word!r}: {part!r} is not a section")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {word!r}: the value is not valid YAML") from None
+    parsed = parse_yaml(value, f"override {word!r}: the value")
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
             raise ConfigError(f"override {word!r}: there is no item {last!r}")

@@ -22,7 +22,7 @@ from haechi.guards import AnsweringGuard, Guard, load_guard
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example, Verdict
 from haechi.sets import load_set
-from haechi.store import Journal, dumps, read_jsonl, write_json, write_text
+from haechi.store import Journal, dumps, fingerprint, read_jsonl, write_json, write_text
 
 _CHUNK = 256
 
@@ -189,11 +189,9 @@ def _resumable(
 ) -> list[dict[str, Any]]:
     """The rows `work` makes, through a journal keyed by guard and set; a finished file of that key is taken as is."""
     folder = config.output / "verdicts" / re.sub(r"[^\w.@-]+", "_", guard.name)
-    path, sheet = folder / f"{name}.jsonl", getattr(guard, "sheet", None)
-    key = hashlib.sha256(
-        f"{guard.name} {sheet.model_dump_json() if sheet else ''} {set_hash(rows)}".encode()
-    ).hexdigest()
-    stamp = folder / f"{name}.key"
+    stem = re.sub(r"[^\w.@-]+", "_", name)
+    path, stamp = folder / f"{stem}.jsonl", folder / f"{stem}.key"
+    key = fingerprint(guard.identity, name, set_hash(rows))
     if not (path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key):
         with Journal(path, key) as journal:
             for start in range(len(journal), len(rows), _CHUNK):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from haechi.errors import MissingExtra
 from haechi.schema import Label, Verdict
 
 Array = npt.NDArray[np.float64]
@@ -72,7 +73,10 @@ def ranking(labels: Sequence[Label], verdicts: Sequence[Verdict], *, draws: int 
     result: dict[str, Any] = {"ece": expected_calibration_error(truth, score)}
     if truth.all() or not truth.any():
         return result
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    try:
+        from sklearn.metrics import average_precision_score, roc_auc_score
+    except ImportError:
+        raise MissingExtra("eval", "AUPRC and AUROC") from None
 
     rng = np.random.default_rng(seed)
     samples = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +42,13 @@ class Conversation(Record):
     def of(cls, item: Conversation | str) -> Conversation:
         """A conversation as it is, or one made of a query."""
         return cls.from_query(item) if isinstance(item, str) else item
+
+    @classmethod
+    def each(cls, items: Sequence[Conversation | str]) -> list[Conversation]:
+        """The conversations of a batch. Raises TypeError for a bare text, whose letters would each be judged."""
+        if isinstance(items, str):
+            raise TypeError("a guard takes a list of queries: write [query]")
+        return [cls.of(item) for item in items]
 
     @property
     def query(self) -> str:

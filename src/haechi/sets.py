@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from haechi.config import Config, parse, read_yaml
 from haechi.errors import DataError, MissingExtra, did_you_mean
 from haechi.schema import Example, Label
@@ -142,4 +144,8 @@ def _example(row: Any, path: Path) -> Example:
     if "group" in kept:
         # Some public sets number their groups.
         kept["group"] = str(kept["group"])
-    return Example(**{"lang": "und", **kept})
+    try:
+        return Example(**{"lang": "und", **kept})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}: row {row['id']!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -165,10 +165,18 @@ def _require_languages(taxonomy: Taxonomy, texts: Mapping[str, object], where: s
 def _overlay(base: dict[str, Any], tree: dict[str, Any], where: str) -> dict[str, Any]:
     """`base` changed as an overlay file says; the result is validated by the caller."""
     categories: dict[str, Any] = {category["code"]: category for category in base["categories"]}
-    for code in tree.pop("drop", None) or []:
+    drop, rename, listed_categories = (tree.pop(key, None) for key in ("drop", "rename", "categories"))
+    for key, value, kind, form in (
+        ("drop", drop, list, "a list of codes"),
+        ("rename", rename, dict, "a mapping of old codes to new ones"),
+        ("categories", listed_categories, list, "a list"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{where}: {key} must be {form}, not {value!r}")
+    for code in drop or []:
         if categories.pop(code, None) is None:
             raise ConfigError(f"{where}: cannot drop unknown category {code!r}{did_you_mean(code, categories)}")
-    for old, new in (tree.pop("rename", None) or {}).items():
+    for old, new in (rename or {}).items():
         if old not in categories:
             raise ConfigError(f"{where}: cannot rename unknown category {old!r}{did_you_mean(old, categories)}")
         if new in categories:
@@ -178,7 +186,7 @@ def _overlay(base: dict[str, Any], tree: dict[str, Any], where: str) -> dict[str
             for code, category in categories.items()
         }
     listed: set[str] = set()
-    for category in tree.pop("categories", None) or []:
+    for category in listed_categories or []:
         code = category.get("code") if isinstance(category, dict) else None
         if not isinstance(code, str):
             raise ConfigError(f"{where}: each listed category needs a code")

@@ -1,7 +1,7 @@
 """Guards by name. All of them are used through `Guard.check`; those that can also write have `answer`.
 
 A guard is named by `kind:argument` (`slm:runs/haechi-mini/model`, `keyword:words.txt`) or built from the others by a
-mapping (`{any_of: [keyword:words.txt, slm]}`), so one line of YAML is enough in every configuration.
+mapping (`{any_of: ["keyword:words.txt", slm]}`), so one line of YAML is enough in every configuration.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class Guard(Protocol):
 
     name: str
     """What tables call it."""
+    identity: str
+    """What decides its rows: those that a guard of equal identity gave may be taken for its own."""
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """One verdict per conversation, in order. A conversation it cannot judge gets `error`, never an exception."""
@@ -52,6 +54,8 @@ def load_guard(spec: str | Mapping[str, Any]) -> Guard:
         kind, _, argument = spec.partition(":")
         guard: Guard = _lookup(kind, _KINDS)(argument or None)
         return guard
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"a guard is a text such as 'keyword:FILE' or a mapping, not {spec!r}")
     if len(spec) != 1:
         raise ConfigError(f"a composed guard is a mapping of one key ({', '.join(_COMPOSITIONS)}), not {dict(spec)!r}")
     ((kind, argument),) = spec.items()

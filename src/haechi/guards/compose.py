@@ -8,6 +8,7 @@ from typing import Any
 from haechi.errors import ConfigError
 from haechi.guards import AnsweringGuard, Guard, load_guard
 from haechi.schema import Answer, Conversation, Verdict
+from haechi.store import fingerprint
 
 
 class AnyOf:
@@ -16,6 +17,7 @@ class AnyOf:
     def __init__(self, guards: Sequence[Guard]) -> None:
         self._guards = guards
         self.name = f"any_of({', '.join(guard.name for guard in guards)})"
+        self.identity = fingerprint("any_of", [guard.identity for guard in guards])
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """See `Guard.check`."""
@@ -31,7 +33,8 @@ class Cascade:
 
     def __init__(self, guards: Sequence[Guard], low: float, high: float) -> None:
         self._guards, self._low, self._high = guards, low, high
-        self.name = f"cascade({', '.join(guard.name for guard in guards)})"
+        self.name = f"cascade({', '.join(guard.name for guard in guards)}; {low:g}-{high:g})"
+        self.identity = fingerprint("cascade", [guard.identity for guard in guards], low, high)
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """See `Guard.check`."""
@@ -59,6 +62,8 @@ class Threshold:
     def __init__(self, guard: Guard, at: float) -> None:
         self._guard, self._at = guard, at
         self.name = f"{guard.name}@{at:g}"
+        self.identity = fingerprint("threshold", guard.identity, at)
+        self.taxonomy = getattr(guard, "taxonomy", None)
         if isinstance(guard, AnsweringGuard):
             self.answer = self._answering(guard.answer)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from haechi.errors import ConfigError
 from haechi.schema import Conversation, Verdict
+from haechi.store import fingerprint
 
 
 class KeywordGuard:
@@ -19,6 +20,7 @@ class KeywordGuard:
             raise ConfigError("a keyword guard needs at least one word")
         self.name = name
         self._words = {word.lower(): category for word, category in words.items()}
+        self.identity = fingerprint("keyword", sorted(self._words.items()))
         # Korean particles follow a word without a space: only scripts with spaces between words get a word boundary.
         patterns = (
             rf"\b{re.escape(word)}\b" if word.isascii() else re.escape(word)
@@ -28,7 +30,7 @@ class KeywordGuard:
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """See `Guard.check`."""
-        return [self._judge(Conversation.of(item).query) for item in conversations]
+        return [self._judge(item.query) for item in Conversation.each(conversations)]
 
     def _judge(self, query: str) -> Verdict:
         if not query.strip():
