@@ -1,7 +1,8 @@
 """Speed and memory of `haechi check` with the default model: `python benchmarks/check.py`; the last line is JSON.
 
-One thread unless `--threads N`. The machine's own matrix-multiply rate stands beside the throughput, and useful
-operations are counted from the shapes, so that figures of different machines can be read together.
+One thread unless `--threads N`. Beside the throughput stand the useful operations per second (two for each weight of
+the graph's matrix products and each token that is not padding) and the machine's own rate for one large matrix product
+in the same runtime, fp32 and int8, so that figures of different machines can be read together.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import numpy as np
 
 QUERY = (
     "my neighbour leaves his car unlocked every night and I would like to know how people usually get one started "
-    "without the key or the alarm"
+    "without the key and without ever setting off its alarm"
 )
 
 
@@ -28,14 +30,54 @@ def percentile(values: list[float], share: float) -> float:
     return float(np.quantile(values, share))
 
 
-def matmul_rate(size: int = 1024) -> float:
-    """fp32 GFLOP/s of numpy's matrix product."""
-    a, b = (np.random.default_rng(seed).random((size, size), np.float32) for seed in (0, 1))
-    a @ b
+def matmul_rate(threads: int, precision: str, size: int = 1024) -> float:
+    """Billion operations per second of one matrix product in ONNX Runtime; int8 quantises its activations as we do."""
+    import onnx
+    import onnxruntime as ort
+    from onnx import helper, numpy_helper
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    weight = np.random.default_rng(0).random((size, size), np.float32)
+    shape = [size, size]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+        if precision == "int8":
+            quantize_dynamic(path, path, per_channel=True, weight_type=QuantType.QInt8)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {"x": weight}
+    session.run(None, feed)
     started, rounds = time.perf_counter(), 10
     for _ in range(rounds):
-        a @ b
+        session.run(None, feed)
     return 2 * size**3 * rounds / (time.perf_counter() - started) / 1e9
+
+
+def product_weights(path: Path) -> int:
+    """Weights that every token is multiplied with: those of the graph's matrix products."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer if len(tensor.dims) == 2}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "MatMulInteger", "Gemm")]
+    return sum(sizes.get(name, 0) for node in products for name in node.input)
+
+
+def processor() -> str:
+    """Its name and the instructions that decide the speed of small integers."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    units = [unit for unit in ("avx512_vnni", "avx512_bf16", "amx_int8") if unit in known.get("flags", "").split()]
+    return " ".join([known.get("model name", platform.machine()), *units])
 
 
 def resident_megabytes() -> float:
@@ -64,9 +106,10 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
 
-    from haechi.guards.slm import load
+    from haechi.guards.slm import default_model, load
 
-    guard = load(arguments.model, threads=arguments.threads)
+    folder = Path(arguments.model) if arguments.model else default_model()
+    guard = load(folder, threads=arguments.threads)
     tokens = len(guard.template.encode(QUERY))
     for _ in range(20):
         guard.check([QUERY])
@@ -79,16 +122,18 @@ def main() -> None:
     corpus = [f"{QUERY[: 20 + index % 110]} {index}" for index in range(2000)]
     started = time.perf_counter()
     guard.check(corpus)
-    throughput = len(corpus) / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    operations = 2 * product_weights(folder / "model.onnx") * sum(len(guard.template.encode(query)) for query in corpus)
     started = time.perf_counter()
     answers = guard.answer([QUERY] * 8, force=True)
     written = time.perf_counter() - started
     result = {
-        "benchmark": "check", "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "benchmark": "check", "processor": processor(), "cores": os.cpu_count(),
         "threads": arguments.threads, "query_tokens": tokens,
         "p50_ms": round(percentile(times, 0.5), 2), "p99_ms": round(percentile(times, 0.99), 2),
         "resident_mb_after_checks": round(memory), "cold_start_s": round(cold_start(), 2),
-        "batch_queries_per_s": round(throughput), "matmul_fp32_gflops": round(matmul_rate()),
+        "batch_queries_per_s": round(len(corpus) / seconds), "useful_gops_per_s": round(operations / seconds / 1e9),
+        **{f"matmul_{name}_gops_per_s": round(matmul_rate(arguments.threads, name)) for name in ("fp32", "int8")},
         "answers_per_s": round(len(answers) / written, 1),
     }  # fmt: skip
     for name, value in result.items():
