@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from conftest import HARMFUL, HARMLESS
 from haechi import answers, export
 from haechi.casing import restore
 from haechi.errors import ModelError
-from haechi.guards.slm import SLM, load
+from haechi.guards.slm import SLM, _Draft, load
 from haechi.modelfolder import read_sheet, write_sheet
 from haechi.schema import Conversation, Turn
 from haechi.taxonomy import load_taxonomy
@@ -73,6 +74,8 @@ def test_decoding_with_the_cache_equals_a_pass_over_the_whole_row(guard: SLM) ->
     keep = np.arange(batch.split, batch.ids.shape[1])
     logits = guard._engine.forward(batch.ids, batch.positions, visible(batch.segments, "prefix"), keep).logits[0]
     logits[:, template.forbidden()] = -np.inf
+    for place, row in enumerate(logits):
+        guard._weigh(row, _Draft("en", ids=branch.labels[:place], begun=place > 0))
     assert logits.argmax(-1).tolist() == branch.labels
 
 
@@ -96,6 +99,19 @@ def test_answers_are_written_for_harmful_queries_only_unless_forced(guard: SLM) 
     assert harmless.text is None and harmless.verdict.unsafe is False
     forced = guard.answer(["how do I wash a car 1"], force=True)[0]
     assert forced.text and forced.verdict.unsafe is False
+
+
+def test_an_answer_begins_in_the_querys_script_and_repeats_less_easily(guard: SLM) -> None:
+    hangul = guard.template.encode("그")[0]
+    latin, mark = guard.template.encode("help")[0], guard.template.encode("<")[0]
+    for language, begun, kept in (("ko", False, [hangul, mark]), ("en", False, [latin, mark]),
+                                  ("ko", True, [hangul, latin, mark])):  # fmt: skip
+        logits = np.zeros(500, np.float32)
+        guard._weigh(logits, _Draft(language, begun=begun))
+        assert [id for id in (hangul, latin, mark) if np.isfinite(logits[id])] == kept
+    logits = np.array([-1.0, -1.0, 1.0, 1.0] * 100, np.float32)
+    guard._weigh(logits, _Draft("en", ids=[1, 3], begun=True))
+    assert logits[1] < logits[0] and logits[3] < logits[2]
 
 
 def test_a_stream_is_the_answer_sentence_by_sentence(guard: SLM) -> None:
@@ -265,6 +281,7 @@ def test_an_urgent_answer_without_a_help_line_gets_the_locales(guard: SLM) -> No
         ("I won't help with that, but I can", "en", ["ending"]),
         ("I will not help with that, I will not help with it.", "en", ["repetition"]),
         ("No.", "en", ["length"]),
+        (unicodedata.normalize("NFD", "그 일은 도와드릴 수 없어요."), "ko", []),
     ],
 )
 def test_answer_checks(text: str, language: str, found: list[str]) -> None:

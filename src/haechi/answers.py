@@ -14,7 +14,7 @@ LOCALES = {"en": "US", "ko": "KR"}
 """The locale assumed for a language when the caller names none."""
 
 _SCRIPTS = {
-    "ko": r"[가-힣ㄱ-ㆎ]",
+    "ko": r"[가-힣ㄱ-ㆎ\u1100-\u11ff]",
     "ja": r"[぀-ヿ]",
     "zh": r"[一-鿿]",
     "ru": r"[Ѐ-ӿ]",

@@ -152,6 +152,10 @@ class Template:
         """Text of generated ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def decode_each(self) -> list[str]:
+        """The text of every id alone, in order."""
+        return list(self._tokenizer.decode_batch([[id] for id in range(self._tokenizer.get_vocab_size())]))
+
     def wrap(self, ids: Sequence[int]) -> list[int]:
         """A query's ids as the model reads them, between `before` and `after`."""
         return [*self._before, *ids, *self._after]

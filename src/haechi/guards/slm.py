@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,25 @@ from haechi.modelfolder import Sheet, read_sheet, require_policy, require_seal
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import fingerprint
 from haechi.taxonomy import Taxonomy
-from haechi.template import IGNORE, NOT_SUPERVISED, Branch, Floats, Ints, Row, Template, pack, visible
+from haechi.template import IGNORE, NOT_SUPERVISED, Bools, Branch, Floats, Ints, Row, Template, pack, visible
 
 _BATCH_TOKENS = 4096
 """Padded tokens of one forward pass: large enough to fill the cores, small enough to stay in cache."""
+
+
+_REPEATED = 1.1
+"""Divides the logits of tokens already written (Keskar et al. 2019, arXiv 1909.05858, section 4.1)."""
 
 
 @dataclass
 class _Draft:
     """An answer while it is written."""
 
+    language: str
+    """The query's, which the answer must begin in."""
     ids: list[int] = field(default_factory=list)
+    begun: bool = False
+    """Whether a letter has been written."""
     finished: bool = False
 
 
@@ -63,6 +72,7 @@ class SLM:
         self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale)
         self._candidates = np.array([*self.template.labels, *self.template.categories], np.int64)
         self._prompt = self._branch(self.template.verdict_prompt())
+        self._masks: dict[str, Bools] = {}
 
     # Verdicts
 
@@ -110,7 +120,8 @@ class SLM:
             prefill = self._prefill([queries[owner] or [] for owner in owners])
             verdicts = [self._verdict(prefill, row) for row in range(len(owners))]
             wanted = [force or bool(verdict.unsafe) for verdict in verdicts]
-            drafts = [_Draft(finished=not want) for want in wanted]
+            languages = [answers.language_of(texts[owner]) for owner in owners]
+            drafts = [_Draft(language, finished=not want) for language, want in zip(languages, wanted, strict=True)]
             if any(wanted):
                 for _ in self._decode(prefill, drafts, force):
                     pass
@@ -118,10 +129,9 @@ class SLM:
                 if not want or verdict.error:
                     results[owner] = Answer(verdict=verdict)
                     continue
-                language = answers.language_of(texts[owner])
-                pieces = self._checked(draft, verdict, language)
+                pieces = self._checked(draft, verdict)
                 results[owner] = Answer(
-                    verdict=verdict, text=" ".join(pieces), language=language, finished=draft.finished
+                    verdict=verdict, text=" ".join(pieces), language=draft.language, finished=draft.finished
                 )
         return [result or Answer(verdict=Verdict(error="the query is empty")) for result in results]
 
@@ -138,9 +148,9 @@ class SLM:
         verdict = self._verdict(prefill, 0)
         if verdict.error or not (force or verdict.unsafe):
             return
-        language = answers.language_of(text)
-        known = self.taxonomy.contacts(self._locale_for(language))
-        draft, shown, sent = _Draft(), 0, []
+        draft = _Draft(answers.language_of(text))
+        known = self.taxonomy.contacts(self._locale_for(draft.language))
+        shown, sent = 0, []
         for _ in self._decode(prefill, [draft], force):
             # The last sentence may still grow; all before it are whole.
             whole = [part.strip() for part in answers.sentences(self._text(draft))][:-1]
@@ -149,7 +159,7 @@ class SLM:
                 if answers.allowed(sentence, known):
                     sent.append(sentence)
                     yield sentence
-        yield from self._checked(draft, verdict, language)[len(sent) :]
+        yield from self._checked(draft, verdict)[len(sent) :]
 
     def _worst_window(self, text: str) -> list[int] | None:
         """The query as the model will read it: whole, or its most harmful window; None when it is empty."""
@@ -163,7 +173,7 @@ class SLM:
         return windows[max(harm, key=harm.__getitem__)]
 
     def _decode(self, prefill: _Prefill, drafts: list[_Draft], force: bool) -> Iterator[None]:
-        """Write all drafts in step, greedily, no four tokens in a row twice; yields after each token."""
+        """Write all drafts in step, each the likeliest token that `_weigh` leaves; yields after each token."""
         head = self.template.answer_prompt(force=force)
         rows = len(drafts)
         segments, cache = prefill.segments, prefill.cache
@@ -183,25 +193,49 @@ class SLM:
             for row, draft in enumerate(drafts):
                 if draft.finished:
                     continue
-                logits[row, _would_repeat(draft.ids)] = -np.inf
+                self._weigh(logits[row], draft)
                 token = int(logits[row].argmax())
                 if token == self.template.eos:
                     draft.finished = True
                 else:
                     draft.ids.append(token)
+                    draft.begun = draft.begun or self._scripts[token] is not None
             yield
             if all(draft.finished for draft in drafts):
                 return
             ids = np.array([[draft.ids[-1] if draft.ids else self.template.eos] for draft in drafts], np.int64)
             positions = positions[:, -1:] + 1
 
+    def _weigh(self, logits: Floats, draft: _Draft) -> None:
+        """Change one row's logits [vocabulary] in place: what was written comes again less easily, no four tokens in a
+        row twice, and the first letters are of the query's script."""
+        written = list(set(draft.ids))
+        again = logits[written]
+        logits[written] = np.where(again > 0, again / _REPEATED, again * _REPEATED)
+        logits[_would_repeat(draft.ids)] = -np.inf
+        if not draft.begun:
+            logits[: len(self._scripts)][self._foreign(draft.language)] = -np.inf
+
+    @cached_property
+    def _scripts(self) -> list[str | None]:
+        """Per id the language its letters are written in, None for an id without letters."""
+        return [
+            ("en" if text.isascii() else answers.language_of(text)) if any(map(str.isalpha, text)) else None
+            for text in self.template.decode_each()
+        ]
+
+    def _foreign(self, language: str) -> Bools:
+        if language not in self._masks:
+            self._masks[language] = np.array([script not in (None, language) for script in self._scripts])
+        return self._masks[language]
+
     def _text(self, draft: _Draft) -> str:
         text, words = self.template.decode(draft.ids), self.sheet.casing
         return text if words is None else restore(text, words)
 
-    def _checked(self, draft: _Draft, verdict: Verdict, language: str) -> list[str]:
+    def _checked(self, draft: _Draft, verdict: Verdict) -> list[str]:
         """The sentences that may be shown, and the help line that lives may depend on."""
-        locale = self._locale_for(language)
+        language, locale = draft.language, self._locale_for(draft.language)
         known = self.taxonomy.contacts(locale)
         parts = list(answers.sentences(self._text(draft)))
         if not draft.finished and len(parts) > 1 and not answers.ends(parts[-1]):
