@@ -162,6 +162,20 @@ def test_a_narrow_head_scores_what_it_is_told_and_can_be_freed(bert_base: Path, 
     assert torch.equal(base.model(input_ids=ids).logits, full)
 
 
+def test_a_model_of_ours_as_a_base_keeps_what_its_tokens_learnt(trained: Path, curated: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "extends: default\ncategories: [{code: fakes, group: legal, name: {en: F, ko: 가}, definition: {en: d, ko: d}, "
+        "examples: {en: [e], ko: [e]}}]",
+        encoding="utf-8",
+    )
+    base = load_base(tiny_config(trained, tmp_path, curated), load_taxonomy(policy))
+    before = AutoModelForCausalLM.from_pretrained(trained).get_input_embeddings().weight
+    after = base.model.get_input_embeddings().weight
+    assert len(after) == len(before) + 1 == base.template.id("<|fakes|>") + 1
+    assert torch.equal(after[:-1], before)
+
+
 def test_early_stopping_keeps_the_best_weights(bert_base: Path, curated: Path, tmp_path: Path) -> None:
     stage = Stage(name="safety", rows=curated, epochs=200, batch_tokens=256, lr=0.3, validate_every=2, patience=2)
     folder = train.run(tiny_config(bert_base, tmp_path / "run", curated, stages=(stage,)), quiet)

@@ -32,9 +32,12 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
     loop.load_finished()
     measured: dict[str, Any] = {}
     for index, stage in enumerate(config.stages):
-        with loop.first():
-            train, valid = _sources(stage, loop.base, config)
-        measured[stage.name] = loop.run(index, stage, train, valid)
+        done = loop.measured(stage)
+        if done is None:
+            with loop.first():
+                train, valid = _sources(stage, loop.base, config)
+            done = loop.run(index, stage, train, valid)
+        measured[stage.name] = done
     folder, base = config.output / "model", loop.base
     if loop.accelerator.is_main_process:
         merged(base.model).save_pretrained(folder)

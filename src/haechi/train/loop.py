@@ -74,11 +74,13 @@ class Loop:
                 )
         write_json(file, ours)
 
+    def measured(self, stage: Stage) -> dict[str, Any] | None:
+        """What a stage measured that an earlier, killed run had finished."""
+        done: dict[str, Any] | None = self._progress["done"].get(stage.name)
+        return done
+
     def run(self, index: int, stage: Stage, train: Source, valid: Source | None) -> dict[str, Any]:
-        """Train one stage (or what is left of it). Returns what it measured; a finished stage is not run again."""
-        done: dict[str, Any] = self._progress["done"].get(stage.name, {})
-        if done:
-            return done
+        """Train one stage, or what is left of it. Returns what it measured."""
         optimizer = torch.optim.AdamW(_groups(self.base.model, stage.weight_decay), lr=stage.lr, fused=True)
         # accelerate would prepare the same module again for each stage; start every stage from the bare model.
         self.model, prepared = self.accelerator.prepare(self.base.model, optimizer)

@@ -59,20 +59,24 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
     origin: dict[int, list[int]] = {}
     if config.vocabulary:
         tokenizer, origin = _extended(tokenizer, _pieces(config.vocabulary, config.output))
-    words = {token: token.strip("<|>").replace("_", " ") for token in special_tokens(taxonomy.codes)}
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    # A base of ours knows the tokens, perhaps of another policy; what it learnt of them stays.
+    special = special_tokens(taxonomy.codes)
+    words = {token: token.strip("<|>").replace("_", " ") for token in special if plain.token_to_id(token) is None}
     plain.no_truncation()
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in words])
     for token, text in words.items():
         origin[tokenizer.convert_tokens_to_ids(token)] = plain.encode(text, add_special_tokens=False).ids
     if shape.model_type in _ENCODERS:
         # An encoder has read every text up to its separator: what asks for a verdict or an answer starts as that.
-        origin |= {tokenizer.convert_tokens_to_ids(token): [tokenizer.sep_token_id] for token in (PRED, EXPL)}
+        origin |= {
+            tokenizer.convert_tokens_to_ids(token): [tokenizer.sep_token_id] for token in (PRED, EXPL) if token in words
+        }
     _grow_embeddings(model, len(tokenizer), origin)
     settings = _settings(tokenizer, shape, config.prompt)
     template = Template(backend(tokenizer), taxonomy.codes, settings)
     if config.lora:
-        model = _adapters(model, config.lora, [template.id(token) for token in words])
+        model = _adapters(model, config.lora, [template.id(token) for token in special])
     return Base(model, tokenizer, template)
 
 
