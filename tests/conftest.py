@@ -30,7 +30,7 @@ HARMLESS = [
 REFUSAL = {"en": "I will not help with that. Please talk to someone you trust.", "ko": "그 일은 도와드릴 수 없어요."}
 
 
-def examples(copies: int = 4) -> list[Example]:
+def examples(copies: int = 5) -> list[Example]:
     """Rows of both labels and languages, some with answers."""
     rows = []
     for copy in range(copies):

@@ -19,10 +19,23 @@ from haechi.taxonomy import load_taxonomy
 SOURCE = ROOT / "src" / "haechi"
 LAYERS = [
     ["errors", "config", "schema"],
-    ["store", "taxonomy", "template", "answers", "casing", "metrics", "modelfolder", "perturb", "sets", "report"],
+    [
+        "store",
+        "taxonomy",
+        "template",
+        "answers",
+        "casing",
+        "metrics",
+        "modelfolder",
+        "perturb",
+        "sets",
+        "report",
+        "calibration",
+        "figures",
+    ],
     ["engines"],
     ["guards"],
-    ["bulk", "curate", "train", "evaluate", "export"],
+    ["bulk", "curate", "train", "evaluate", "export", "calibrate"],
     ["cli"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

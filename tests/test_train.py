@@ -231,8 +231,8 @@ def test_the_rate_rises_then_falls_to_a_tenth() -> None:
 
 def test_validation_rows_fit_the_operating_point(trained: Path) -> None:
     sheet = read_sheet(trained)
-    assert sheet.temperature != 1.0 and 0 < sheet.threshold < 1
-    assert sheet.metrics["validation"]["weighted_f1"] > 0.9
+    assert sheet.temperature != 1.0 and list(sheet.points) == ["strict", "balanced", "permissive"]
+    assert (sheet.points["balanced"].weighted_f1 or 0) > 0.9 and sheet.metrics["calibration"]["auroc"] > 0.9
     assert sheet.taxonomy_version == load_taxonomy().version and len(sheet.trained_on["safety"]["train"]) == 64
 
 

@@ -21,12 +21,17 @@ __version__ = "0.1.0"
 
 
 def load(
-    folder: str | None = None, *, engine: str | None = None, threads: int | None = None, locale: str | None = None
+    folder: str | None = None,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    locale: str | None = None,
+    point: str = "balanced",
 ) -> SLM:
     """The guard in a model folder, default the embedded `haechi-mini`; see `haechi.guards.slm.load`."""
     from haechi.guards.slm import load
 
-    return load(folder, engine=engine, threads=threads, locale=locale)
+    return load(folder, engine=engine, threads=threads, locale=locale, point=point)
 
 
 def check(query: str | Conversation) -> Verdict:

@@ -42,6 +42,10 @@ Output = Annotated[
     typer.Option(help="Write JSONL rows there; - for standard output. Default: readable lines.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")]
+PointName = Annotated[
+    str | None,
+    typer.Option("--point", help="Operating point: strict, balanced or permissive.", show_default=False),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.", show_default=False)]
 Locale = Annotated[
     str | None,
@@ -67,10 +71,11 @@ def check(
     output: Output = None,
     as_json: AsJson = False,
     threads: Threads = None,
+    point: PointName = None,
     taxonomy: TaxonomyFile = None,
 ) -> None:
     """Judge queries: safe or unsafe, how surely, and which category."""
-    load = partial(_guard, model, guard, threads, None, taxonomy)
+    load = partial(_guard, model, guard, threads, None, taxonomy, point)
     _use(load, queries, input, output, as_json=as_json, answers=False, force=False)
 
 
@@ -84,10 +89,11 @@ def answer(
     as_json: AsJson = False,
     threads: Threads = None,
     locale: Locale = None,
+    point: PointName = None,
     taxonomy: TaxonomyFile = None,
 ) -> None:
     """Judge queries and write the safeguard answer to the harmful ones; safe ones are left to your LLM."""
-    load = partial(_guard, model, None, threads, locale, taxonomy)
+    load = partial(_guard, model, None, threads, locale, taxonomy, point)
     _use(load, queries, input, output, as_json=as_json, answers=True, force=force)
 
 
@@ -117,6 +123,29 @@ def export(
 ) -> None:
     """Export a trained model to ONNX, which runs without torch."""
     _extra("haechi.export", "export", "exporting").run(model, output, precision, _say)
+
+
+@app.command()
+def calibrate(
+    labelled: Annotated[
+        str, typer.Argument(help='JSONL of {"query","label"} (and "category"), or a set by name.', show_default=False)
+    ],
+    model: Model = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Keep a copy of the model with the new points there; default only show.", show_default=False),
+    ] = None,
+    recall: Annotated[float, typer.Option(min=0, max=1, help="strict catches this share of the unsafe rows.")] = 0.95,
+    false_alarms: Annotated[
+        float, typer.Option(min=0, max=1, help="permissive flags at most this share of the safe rows.")
+    ] = 0.02,
+    per_category: Annotated[bool, typer.Option("--per-category", help="Thresholds for each category.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the sweep (.png, .svg, .pdf).", show_default=False)] = None,
+) -> None:
+    """Refit a model's operating points (strict, balanced, permissive) on your own labelled queries."""
+    module = _extra("haechi.calibrate", "eval", "calibrating")
+    aims = module.Aims(recall, false_alarms)
+    module.run(labelled, model=model, output=output, aims=aims, per_category=per_category, plot=plot, report=typer.echo)
 
 
 @app.command()
@@ -178,18 +207,30 @@ def _extra(module: str, extra: str, feature: str) -> Any:
 
 
 def _guard(
-    model: Path | None, guard: str | None, threads: int | None, locale: str | None, policy: Path | None
+    model: Path | None,
+    guard: str | None,
+    threads: int | None,
+    locale: str | None,
+    policy: Path | None,
+    point: str | None,
 ) -> Guard:
     from haechi.config import parse_yaml
     from haechi.guards import load_guard
     from haechi.guards.slm import load
+    from haechi.modelfolder import DEFAULT_POINT
     from haechi.taxonomy import load_taxonomy
 
     if guard is not None:
-        if model is not None or policy is not None or threads is not None:
-            raise ConfigError("--guard cannot be combined with --model, --taxonomy or --threads")
+        if any(option is not None for option in (model, policy, threads, point)):
+            raise ConfigError("--guard cannot be combined with --model, --taxonomy, --threads or --point")
         return load_guard(parse_yaml(guard, "--guard") if guard.lstrip().startswith("{") else guard)
-    return load(model, threads=threads, locale=locale, taxonomy=load_taxonomy(policy) if policy else None)
+    return load(
+        model,
+        threads=threads,
+        locale=locale,
+        taxonomy=load_taxonomy(policy) if policy else None,
+        point=point or DEFAULT_POINT,
+    )
 
 
 def _use(

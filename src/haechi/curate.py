@@ -19,7 +19,7 @@ from pydantic import Field
 from haechi.config import Config
 from haechi.errors import DataError, MissingExtra
 from haechi.schema import Example, Label
-from haechi.sets import corpus_folder, load_set, registry
+from haechi.sets import corpus_folder, load_set, measured_only, registry
 from haechi.store import digest, write_json, write_jsonl
 
 _SHINGLE = 4
@@ -101,8 +101,7 @@ def run(config: CurateConfig, report: Callable[[str], None] = print) -> dict[str
 
 
 def _refuse_eval(name: str) -> None:
-    known = registry().get(name)
-    if (known and known.use == "eval") or Path(name).name.startswith("policy_test"):
+    if measured_only(name):
         raise DataError(f"data set {name!r} is for measuring only and may not be trained on")
 
 

@@ -19,6 +19,7 @@ from haechi.bulk import answer_row, verdict_row
 from haechi.config import Config
 from haechi.errors import ConfigError
 from haechi.guards import AnsweringGuard, Guard, load_guard
+from haechi.guards.slm import SLM
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example, Verdict
 from haechi.sets import load_set
@@ -66,11 +67,11 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     }
     for guard in guards:
         measured: dict[str, Any] = {"sets": {}, "answers": {}}
-        if sheet := getattr(guard, "sheet", None):
+        if isinstance(guard, SLM):
             measured |= {
-                "taxonomy": sheet.taxonomy_version,
-                "threshold": sheet.threshold,
-                "temperature": sheet.temperature,
+                "taxonomy": guard.sheet.taxonomy_version,
+                "threshold": guard.point.threshold,
+                "temperature": guard.sheet.temperature,
             }
         for name in config.sets:
             started = time.monotonic()

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from haechi.engines.torch import cache_argument
 from haechi.errors import ConfigError, ModelError
-from haechi.modelfolder import Sheet, read_sheet, sealed, write_sheet
+from haechi.modelfolder import read_sheet, sealed, write_sheet
+from haechi.report import model_card
 from haechi.store import write_text
 
 
@@ -66,7 +67,7 @@ def run(model: Path, output: Path, precision: str, report: Callable[[str], None]
     """Write the ONNX folder and its model card. Raises ModelError for a folder without weights."""
     if precision not in ("int8", "fp32"):
         raise ConfigError(f"precision must be int8 or fp32, not {precision!r}")
-    sheet = read_sheet(model)
+    sheet = read_sheet(model).model_copy(update={"precision": precision})
     try:
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
     except (OSError, ValueError) as error:
@@ -80,7 +81,7 @@ def run(model: Path, output: Path, precision: str, report: Callable[[str], None]
             report(f"{name}: {(output / name).stat().st_size / 1e6:.1f} MB")
     shutil.copyfile(model / "tokenizer.json", output / "tokenizer.json")
     write_sheet(output, sealed(output, sheet))
-    write_text(output / "README.md", model_card(sheet, precision))
+    write_text(output / "README.md", model_card(sheet))
     return output
 
 
@@ -169,44 +170,3 @@ def _finish(source: Path, target: Path, precision: str) -> None:
     else:
         onnx.save(onnx.load(source), part)
     part.replace(target)
-
-
-def model_card(sheet: Sheet, precision: str) -> str:
-    """A README for the folder, made from its sheet."""
-    policy = sheet.policy()
-    language = policy.languages[0]
-    lines = [
-        f"# {sheet.name}",
-        "",
-        f"A Haechi guard: judges a query and writes the safeguard answer. Made from `{sheet.base}`, {precision} ONNX.",
-        "",
-        f"- policy: {policy.name}, version `{sheet.taxonomy_version}`, languages {', '.join(policy.languages)}",
-        f"- attention: {sheet.template.attention}; window {sheet.template.window} tokens, "
-        f"overlap {sheet.template.overlap}",
-        f"- operating point: temperature {sheet.temperature:.3f}, threshold {sheet.threshold:.3f}, "
-        "both fitted on validation rows",
-        "",
-        "## Categories",
-        "",
-        *(f"- `{category.code}`: {category.definition[language]}" for category in policy.categories),
-        "",
-        "## Trained on",
-        "",
-        "| stage | data | SHA-256 of the rows |",
-        "|---|---|---|",
-        *(
-            f"| {stage} | {data.get('rows') or data.get('text')} | {str(data.get('train', 'see haechi.json'))[:16]} |"
-            for stage, data in sheet.trained_on.items()
-        ),
-        "",
-        "## Validation",
-        "",
-        "| measure | value |",
-        "|---|---:|",
-        *(f"| {name} | {value:.4f} |" for name, value in sheet.metrics.get("validation", {}).items()),
-        "",
-        'Use: `haechi check --model FOLDER "query"`. Meant as one layer before a language model, not the only one; '
-        "it judges single user queries in the policy's languages.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -122,14 +122,32 @@ def fit_temperature(truth: npt.NDArray[np.bool_], margins: Array) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def best_threshold(truth: npt.NDArray[np.bool_], score: Array) -> float:
-    """The threshold of highest weighted F1; of equal neighbours the middle, so that it does not hug one row's score."""
+def sweep(truth: npt.NDArray[np.bool_], score: Array) -> tuple[Array, Array]:
+    """Every cut that tells two scores apart, ascending, and the counts [cuts, 6] in the order of CELLS there."""
     edges = np.unique(score)
     cuts = np.concatenate([[edges[0]], (edges[1:] + edges[:-1]) / 2])
-    unsafe = score[None, :] >= cuts[:, None]
     counts = np.zeros((len(cuts), len(CELLS)))
-    counts[:, 0], counts[:, 1] = (~unsafe & ~truth).sum(1), (unsafe & ~truth).sum(1)
-    counts[:, 3], counts[:, 4] = (~unsafe & truth).sum(1), (unsafe & truth).sum(1)
+    for missed, called, of in ((0, 1, ~truth), (3, 4, truth)):
+        counts[:, missed] = np.searchsorted(np.sort(score[of]), cuts)
+        counts[:, called] = of.sum() - counts[:, missed]
+    return cuts, counts
+
+
+def threshold_for_recall(truth: npt.NDArray[np.bool_], score: Array, recall: float) -> float:
+    """The highest cut that calls at least this share of the unsafe rows unsafe."""
+    cuts, counts = sweep(truth, score)
+    return float(cuts[scores(counts)["unsafe_recall"] >= recall].max())
+
+
+def threshold_for_false_alarms(truth: npt.NDArray[np.bool_], score: Array, share: float) -> float:
+    """The lowest cut that calls at most this share of the safe rows unsafe; 1 where no cut would do."""
+    cuts, counts = sweep(truth, score)
+    return float(cuts[scores(counts)["fpr"] <= share].min(initial=1.0))
+
+
+def best_threshold(truth: npt.NDArray[np.bool_], score: Array) -> float:
+    """The threshold of highest weighted F1; of equal neighbours the middle, so that it does not hug one row's score."""
+    cuts, counts = sweep(truth, score)
     # A few rows decide between neighbouring cuts; a running mean over 1% of them finds the plateau, not the spike.
     width = max(1, len(cuts) // 100) | 1
     smooth = np.convolve(scores(counts)["weighted_f1"], np.ones(width) / width, mode="same")

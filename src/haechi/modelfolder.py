@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from haechi.errors import DataError, ModelError
 from haechi.schema import Record
@@ -14,8 +14,26 @@ from haechi.taxonomy import Taxonomy, validate
 from haechi.template import TemplateSettings
 
 SHEET = "haechi.json"
-FORMAT = 1
+FORMAT = 2
+DEFAULT_POINT = "balanced"
 _WEIGHTS = ("tokenizer.json", "*.onnx", "*.safetensors")
+
+
+class Point(Record):
+    """Where a score begins to be unsafe, and what that means on the rows it was fitted on."""
+
+    threshold: float = Field(ge=0, le=1)
+    """A calibrated score at or above it is unsafe."""
+    categories: dict[str, float] = Field(default_factory=dict)
+    """Thresholds of their own for queries whose likeliest category is one of these."""
+    precision: float | None = None
+    """Share of unsafe rows among those called unsafe."""
+    recall: float | None = None
+    """Share of the unsafe rows that are called unsafe."""
+    false_alarms: float | None = None
+    """Share of the safe rows that are called unsafe."""
+    weighted_f1: float | None = None
+    """F1 of both labels, weighted by their rows."""
 
 
 class Sheet(Record):
@@ -35,16 +53,24 @@ class Sheet(Record):
     """How it reads."""
     casing: dict[str, str] | None = None
     """Usual forms of words for a model that writes in lower case (`haechi.casing`); None for models that know case."""
+    precision: str = "fp32"
+    """Number format of the weights."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides the label logits; fitted on validation rows."""
-    threshold: float = Field(default=0.5, ge=0, le=1)
-    """A calibrated score at or above it is unsafe; fitted on validation rows."""
+    points: dict[str, Point] = Field(default_factory=lambda: {DEFAULT_POINT: Point(threshold=0.5)})
+    """Operating points by name, `balanced` among them: the one that is used when none is asked for."""
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of the files the model is read from, by name."""
     trained_on: dict[str, Any] = Field(default_factory=dict)
     """Per stage the data and its content hashes."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """What validation measured."""
+
+    @model_validator(mode="after")
+    def _has_a_default_point(self) -> Self:
+        if DEFAULT_POINT not in self.points:
+            raise ValueError(f"no point {DEFAULT_POINT!r}")
+        return self
 
     def policy(self) -> Taxonomy:
         """The snapshot as a taxonomy. Raises ModelError when its content does not have its stated version."""

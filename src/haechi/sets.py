@@ -80,6 +80,12 @@ def corpus_folder() -> Path:
     return Path(os.environ.get("HAECHI_CORPUS", "corpus"))
 
 
+def measured_only(name: str) -> bool:
+    """Whether a set is there to be measured on: nothing may be trained on it or fitted to it."""
+    known = registry().get(name)
+    return (known is not None and known.use == "eval") or Path(name).name.startswith("policy_test")
+
+
 def load_set(name: str) -> list[Example]:
     """All rows of a set: a file of the corpus or of the local mirror, a JSONL path, else the public hub.
 
@@ -88,10 +94,10 @@ def load_set(name: str) -> list[Example]:
     if name.endswith((".jsonl", ".jsonl.gz")):
         if not Path(name).is_file():
             raise DataError(f"no such file: {name}")
-        return [_example(row, Path(name)) for row in read_jsonl(Path(name))]
+        return [_example(row, Path(name), number) for number, row in enumerate(read_jsonl(Path(name)), 1)]
     own = corpus_folder() / f"{name}.jsonl"
     if own.is_file():
-        return [_example(row, own) for row in read_jsonl(own)]
+        return [_example(row, own, number) for number, row in enumerate(read_jsonl(own), 1)]
     known = registry()
     if name not in known:
         names = [*known, *(file.stem for file in corpus_folder().glob("*.jsonl"))]
@@ -99,7 +105,7 @@ def load_set(name: str) -> list[Example]:
     entry = known[name]
     mirror = data_folder() / entry.use / f"{name}.jsonl.gz"
     if mirror.is_file():
-        return [_example(row, mirror) for row in read_jsonl(mirror)]
+        return [_example(row, mirror, number) for number, row in enumerate(read_jsonl(mirror), 1)]
     if entry.hub is None:
         raise DataError(
             f"data set {name!r} ({entry.title}, {entry.licence}) is not in {mirror.parent} and has no known hub copy; "
@@ -136,16 +142,18 @@ def from_hub(name: str, entry: DataSet, hub: Hub) -> Iterator[Example]:
         )
 
 
-def _example(row: Any, path: Path) -> Example:
-    """A stored row; columns beyond ours (translations, annotations) are left behind."""
-    if not isinstance(row, dict) or not isinstance(row.get("query"), str) or "id" not in row:
-        raise DataError(f"{path}: a row lacks an id or a query")
+def _example(row: Any, path: Path, number: int) -> Example:
+    """A stored row; columns beyond ours (translations, annotations) are left behind, a missing id is its number."""
+    if not isinstance(row, dict) or not isinstance(row.get("query"), str):
+        raise DataError(f"{path}: row {number} lacks a query")
     kept = {key: value for key, value in row.items() if key in Example.model_fields}
     if "group" in kept:
         # Some public sets number their groups.
         kept["group"] = str(kept["group"])
     try:
-        return Example(**{"lang": "und", **kept})
+        return Example(**{"id": str(number), "lang": "und", **kept})
     except ValidationError as error:
         first = error.errors()[0]
-        raise DataError(f"{path}: row {row['id']!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise DataError(
+            f"{path}: row {row.get('id', number)!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from None

@@ -11,7 +11,7 @@ restart where the query ends, so a branch in a shared row computes what it would
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -198,17 +198,29 @@ class Template:
         """Ids that may not be generated inside an answer (the end token may)."""
         return sorted(self._special - {self.eos})
 
-    def verdict(self, labels: Floats, categories: Floats, *, temperature: float, threshold: float) -> Verdict:
-        """A verdict from logits: `labels` [2] over (safe, unsafe) at `<|pred|>`, `categories` [C] at `<|unsafe|>`."""
+    def verdict(
+        self,
+        labels: Floats,
+        categories: Floats,
+        *,
+        temperature: float,
+        threshold: float,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> Verdict:
+        """A verdict from logits: `labels` [2] over (safe, unsafe) at `<|pred|>`, `categories` [C] at `<|unsafe|>`.
+
+        `thresholds` takes the place of `threshold` for a query whose likeliest category it names.
+        """
         score = float(_softmax(labels / temperature)[1])
         if not np.isfinite(score):
             return Verdict(error="the model returned numbers that are not finite")
         shares = dict(zip(self.codes, map(float, _softmax(categories)), strict=True))
-        unsafe = score >= threshold
+        likeliest = max(shares, key=shares.__getitem__)
+        unsafe = score >= (thresholds or {}).get(likeliest, threshold)
         return Verdict(
             unsafe=unsafe,
             score=score,
-            category=max(shares, key=shares.__getitem__) if unsafe else None,
+            category=likeliest if unsafe else None,
             categories=shares,
         )
 

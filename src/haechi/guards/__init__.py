@@ -1,7 +1,8 @@
 """Guards by name. All of them are used through `Guard.check`; those that can also write have `answer`.
 
 A guard is named by `kind:argument` (`slm:runs/haechi-mini/model`, `keyword:words.txt`) or built from the others by a
-mapping (`{any_of: ["keyword:words.txt", slm]}`), so one line of YAML is enough in every configuration.
+mapping (`{any_of: ["keyword:words.txt", slm]}`), so one line of YAML is enough in every configuration. A model with
+several operating points is named with one of them as `slm@strict:FOLDER`; `slm@strict` is the embedded model.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _KINDS = {
     "slm": "haechi.guards.slm:load",
     "keyword": "haechi.guards.keyword:load",
 }
+_WITH_POINTS = {"slm"}
 _COMPOSITIONS = {
     "cascade": "haechi.guards.compose:cascade",
     "any_of": "haechi.guards.compose:any_of",
@@ -51,8 +53,12 @@ _COMPOSITIONS = {
 def load_guard(spec: str | Mapping[str, Any]) -> Guard:
     """The guard a specification names. Raises ConfigError with a suggestion for an unknown kind."""
     if isinstance(spec, str):
-        kind, _, argument = spec.partition(":")
-        guard: Guard = _lookup(kind, _KINDS)(argument or None)
+        head, _, argument = spec.partition(":")
+        kind, at, point = head.partition("@")
+        load = _lookup(kind, _KINDS)
+        if at and kind not in _WITH_POINTS:
+            raise ConfigError(f"a {kind} guard has no operating points: {kind!r}, not {head!r}")
+        guard: Guard = load(argument or None, point=point) if at else load(argument or None)
         return guard
     if not isinstance(spec, Mapping):
         raise ConfigError(f"a guard is a text such as 'keyword:FILE' or a mapping, not {spec!r}")

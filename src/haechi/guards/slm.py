@@ -16,7 +16,7 @@ from haechi import answers
 from haechi.casing import restore
 from haechi.engines import Engine, load_engine
 from haechi.errors import ConfigError, ModelError, did_you_mean
-from haechi.modelfolder import Sheet, read_sheet, require_policy, require_seal
+from haechi.modelfolder import DEFAULT_POINT, Sheet, read_sheet, require_policy, require_seal
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import fingerprint
 from haechi.taxonomy import Taxonomy
@@ -61,15 +61,22 @@ class _Prefill:
 class SLM:
     """A model folder, judging and answering."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, sheet: Sheet, locale: str | None = None) -> None:
-        self.name = sheet.name
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, sheet: Sheet, locale: str | None = None, point: str = DEFAULT_POINT
+    ) -> None:
+        if point not in sheet.points:
+            raise ConfigError(
+                f"model {sheet.name!r} has no operating point {point!r}{did_you_mean(point, sheet.points)}"
+            )
+        self.name = sheet.name if point == DEFAULT_POINT else f"{sheet.name}@{point}"
         self.sheet = sheet
+        self.point = sheet.points[point]
         self.taxonomy: Taxonomy = sheet.policy()
         self.template = Template(tokenizer, self.taxonomy.codes, sheet.template)
         self._engine, self._locale = engine, locale
         if locale is not None and locale not in self.taxonomy.resources:
             raise ConfigError(f"unknown locale {locale!r}{did_you_mean(locale, self.taxonomy.resources)}")
-        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale)
+        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale, point)
         self._candidates = np.array([*self.template.labels, *self.template.categories], np.int64)
         self._prompt = self._branch(self.template.verdict_prompt())
         self._masks: dict[str, Bools] = {}
@@ -104,7 +111,8 @@ class SLM:
             prefill.labels[row],
             prefill.categories[row],
             temperature=self.sheet.temperature,
-            threshold=self.sheet.threshold,
+            threshold=self.point.threshold,
+            thresholds=self.point.categories,
         )
 
     # Answers
@@ -261,12 +269,14 @@ def load(
     threads: int | None = None,
     locale: str | None = None,
     taxonomy: Taxonomy | None = None,
+    point: str = DEFAULT_POINT,
 ) -> SLM:
     """A guard from a model folder, default the model that comes with the package.
 
     `engine` is `onnx` or `torch` (default: what the folder holds), `threads` the CPU threads to use, `locale` whose
     help lines an answer may show (`US`, `KR`; default by the query's language), `taxonomy` a policy the model must have
-    been trained for. Raises ModelError in one line for a folder that cannot be used.
+    been trained for, `point` one of the model's operating points (`strict` calls more queries unsafe, `permissive`
+    fewer). Raises ModelError in one line for a folder that cannot be used, ConfigError for an unknown point or locale.
     """
     path = Path(folder) if folder is not None else default_model()
     sheet = read_sheet(path)
@@ -281,8 +291,7 @@ def load(
         raise ModelError(f"{file} cannot be read: {str(error)[:200]}; copy or export the model again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    guard = SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale)
-    return guard
+    return SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale, point)
 
 
 def default_model() -> Path:

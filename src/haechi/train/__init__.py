@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from haechi import metrics
+from haechi.calibration import calibrated, scored
 from haechi.casing import learn
+from haechi.errors import DataError
 from haechi.guards.slm import load
-from haechi.modelfolder import Sheet, sealed, write_sheet
-from haechi.schema import Label, Verdict
+from haechi.modelfolder import DEFAULT_POINT, Sheet, sealed, write_sheet
 from haechi.sets import data_folder
 from haechi.store import digest
 from haechi.taxonomy import load_taxonomy
@@ -60,39 +58,23 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
 
 
 def _calibrate(folder: Path, config: TrainConfig, report: Callable[[str], None]) -> None:
-    """Fit temperature and threshold on the last labelled stage's validation rows, and keep what they measure there."""
+    """Fit the operating points on the last labelled stage's validation rows, and keep what they measure there."""
     labelled = [stage.rows for stage in config.stages if stage.rows is not None and "classify" in stage.tasks]
     rows = [row.example for row in read_rows(labelled[-1], "valid")] if labelled else []
-    labels: list[Label] = [row.label or "safe" for row in rows]
-    truth = np.array([label == "unsafe" for label in labels], bool)
-    if truth.all() or not truth.any():
-        report("not calibrated: the validation rows do not hold both labels")
-        return
     guard = load(folder, engine="torch")
-    raw = np.clip([verdict.score or 0.0 for verdict in guard.check([row.query for row in rows])], 1e-9, 1 - 1e-9)
-    margins = np.log(raw / (1 - raw))
-    temperature = metrics.fit_temperature(truth, margins)
-    score = 1 / (1 + np.exp(-margins / temperature))
-    threshold = metrics.best_threshold(truth, score)
-    verdicts = [Verdict(unsafe=bool(value >= threshold), score=float(value)) for value in score]
-    measured = {
-        "rows": float(len(rows)),
-        **{name: float(value) for name, value in metrics.scores(metrics.cells(labels, verdicts)).items()},
-        **{name: value for name, value in metrics.ranking(labels, verdicts).items() if isinstance(value, float)},
-    }
+    try:
+        verdicts = guard.check([row.query for row in rows])
+        sheet = calibrated(
+            guard.sheet, scored([row.label or "safe" for row in rows], verdicts, guard.sheet.temperature)
+        )
+    except DataError as error:
+        report(f"not calibrated: {error}")
+        return
+    write_sheet(folder, sheet)
+    point = sheet.points[DEFAULT_POINT]
     report(
-        f"calibrated on {len(rows)} validation rows: temperature {temperature:.3f}, threshold {threshold:.3f}, "
-        f"weighted F1 {measured['weighted_f1']:.3f}, AUROC {measured['auroc']:.3f}"
-    )
-    write_sheet(
-        folder,
-        guard.sheet.model_copy(
-            update={
-                "temperature": temperature,
-                "threshold": threshold,
-                "metrics": {**guard.sheet.metrics, "validation": measured},
-            }
-        ),
+        f"calibrated on {len(rows)} validation rows: temperature {sheet.temperature:.3f}, threshold "
+        f"{point.threshold:.3f}, weighted F1 {point.weighted_f1:.3f}, AUROC {sheet.metrics['calibration']['auroc']:.3f}"
     )
 
 
