@@ -24,7 +24,7 @@ from haechi.schema import Example
 from haechi.taxonomy import load_taxonomy
 from haechi.template import Row, pack
 from haechi.train.config import Lora, Stage, TrainConfig, Vocabulary
-from haechi.train.data import Both, RowSource, Source, TextSource, Weighted, read_rows
+from haechi.train.data import Both, RowSource, Source, Switched, TextSource, Weighted, read_rows
 from haechi.train.loop import learning_rate
 from haechi.train.model import NarrowHead, load_base
 
@@ -51,7 +51,7 @@ def test_a_killed_run_ends_with_the_same_bits(bert_base: Path, curated: Path, tm
         Stage(
             name="first", rows=curated, epochs=8, batch_tokens=256, forward_tokens=128, lr=3e-3, vocabulary_sample=300
         ),
-        Stage(name="second", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, validate_every=7),
+        Stage(name="second", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, validate_every=7, average=0.9),
     )
     whole, cut = (
         tiny_config(bert_base, tmp_path / name, curated, stages=stages, checkpoint_every=2, dropout=0.1)
@@ -147,6 +147,28 @@ def test_the_vocabulary_grows_by_composed_korean(bert_base: Path, curated: Path,
     assert max(shares) - min(shares) <= 1
     assert {len(row.query) for row in shown(text)} <= {1, 5}
     assert train.run(config, quiet).is_dir()
+    # With a glossary a piece starts as its English words, and queries can be put in the other language by it.
+    (tmp_path / "glossary.tsv").write_text("비밀번호\taddress\n끓이는\twash a\n", encoding="utf-8")
+    glossed = Vocabulary(language="ko", pieces=200, rows=curated, glossary=tmp_path / "glossary.tsv")
+    stage = Stage(name="safety", rows=curated, lr=1e-3, code_switch=1.0)
+    config = tiny_config(bert_base, tmp_path / "glossed", curated, stages=(stage,), vocabulary=glossed)
+    base = load_base(config, load_taxonomy())
+    table = base.model.get_input_embeddings().weight
+    korean, english, *two = (base.template.id(word) for word in ("비밀번호", "address", "끓이는", "wash", "a"))
+    assert torch.equal(table[korean], table[english]) and base.counterparts == {korean: [english], english: [korean]}
+    assert torch.allclose(table[two[0]], table[two[1:]].mean(0))
+    rows = RowSource([Weighted(row, 1) for row in examples()], stage, base.template, 0)
+    switched = shown(Switched(rows, base.counterparts, stage, 0))
+    plain, found = (
+        [id for row in some for id in row.query if id in (korean, english)] for some in (shown(rows), switched)
+    )
+    assert len(plain) == len(found) and plain != found
+    assert [row.branches for row in switched] == [row.branches for row in shown(rows)]
+    with pytest.raises(ValidationError, match="code_switch needs"):
+        tiny_config(bert_base, tmp_path / "run", curated, stages=(stage,))
+    (tmp_path / "glossary.tsv").write_text("비밀번호\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 1: expected a piece, a TAB"):
+        load_base(config, load_taxonomy())
 
 
 def test_a_narrow_head_scores_what_it_is_told_and_can_be_freed(bert_base: Path, curated: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from haechi.sets import data_folder
 from haechi.store import digest
 from haechi.taxonomy import load_taxonomy
 from haechi.train.config import Stage, TrainConfig
-from haechi.train.data import Both, RowSource, Source, TextSource, read_rows
+from haechi.train.data import Both, RowSource, Source, Switched, TextSource, read_rows
 from haechi.train.loop import Loop
 from haechi.train.model import Base, load_base, merged
 
@@ -80,14 +80,15 @@ def _calibrate(folder: Path, config: TrainConfig, report: Callable[[str], None])
 
 def _sources(stage: Stage, base: Base, config: TrainConfig) -> tuple[Source, Source | None]:
     text = TextSource(stage, base.template, config.seed, config.output / "text") if stage.text else None
-    if stage.rows is None:
-        assert text
-        return text, None
-    rows = RowSource(
-        read_rows(stage.rows, "train"), stage, base.template, config.seed, steps=len(text) if text else None
-    )
-    valid = RowSource(read_rows(stage.rows, "valid"), stage, base.template, config.seed, shuffle=False)
-    return (Both(text, rows) if text else rows), valid
+    rows = valid = None
+    if stage.rows is not None:
+        rows = RowSource(
+            read_rows(stage.rows, "train"), stage, base.template, config.seed, steps=len(text) if text else None
+        )
+        valid = RowSource(read_rows(stage.rows, "valid"), stage, base.template, config.seed, shuffle=False)
+    source = Both(text, rows) if text and rows else text or rows
+    assert source
+    return (Switched(source, base.counterparts, stage, config.seed) if stage.code_switch else source), valid
 
 
 def _casing(base: Base, config: TrainConfig) -> dict[str, str] | None:

@@ -19,6 +19,13 @@ class Vocabulary(Config):
     """How many."""
     characters: int = Field(default=20_000_000, gt=0)
     """How much text to learn from."""
+    rows: Path | None = None
+    """A folder made by `haechi curate` whose queries and answers are learnt from too."""
+    rows_weight: int = Field(default=8, gt=0)
+    """How often each of those rows counts."""
+    glossary: Path | None = None
+    """A file of `piece TAB English gloss` lines: the embedding of a piece it names starts as the mean of its gloss in
+    the base's own vocabulary, an idea of WECHSEL (arXiv 2112.06598); other pieces start as the pieces they replace."""
 
 
 class Lora(Config):
@@ -88,6 +95,9 @@ class Stage(Config):
     """Share of harmful rows with an answer that also get the `<|harm|>` form (the paper's 30%)."""
     vary: float = Field(default=0.0, ge=0, le=1)
     """Share of rows whose query is put in other words of asking (`haechi.perturb.vary`), anew in each epoch."""
+    code_switch: float = Field(default=0.0, ge=0, le=1)
+    """Each row draws a rate up to this, and so many of its query's words are put in the other language by the glossary
+    (`vocabulary.glossary`), anew in each epoch: CoSDA-ML (arXiv 2006.06402)."""
     share_prefix: bool = True
     """One row per query with all its branches, rather than a row per branch."""
     epochs: int = Field(default=1, gt=0)
@@ -104,6 +114,10 @@ class Stage(Config):
     """AdamW's decay of matrices; vectors and biases are not decayed."""
     weights: Weights = Weights()
     """Loss weights."""
+    smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of a verdict's target that the other label gets (label smoothing, between the two labels only)."""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a moving average of the weights, which the stage validates and ends with; 0: the last weights."""
     vocabulary_sample: int = Field(default=0, ge=0)
     """When above 0, the training softmax runs over this many ids: the batch's targets, frequent ones, random others."""
     validate_every: int = Field(default=0, ge=0)
@@ -151,6 +165,12 @@ class TrainConfig(Config):
     """Largest norm of the gradient."""
     checkpoint_every: int = Field(default=100, gt=0)
     """Steps between checkpoints; a killed run goes on from the last one when started again."""
+
+    @model_validator(mode="after")
+    def _switches_by_a_glossary(self) -> Self:
+        if any(stage.code_switch for stage in self.stages) and not (self.vocabulary and self.vocabulary.glossary):
+            raise ValueError("code_switch needs vocabulary.glossary")
+        return self
 
     @model_validator(mode="after")
     def _stages_have_names_of_their_own(self) -> Self:

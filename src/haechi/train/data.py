@@ -5,7 +5,7 @@ from __future__ import annotations
 import lzma
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -192,6 +192,33 @@ class Both:
     def targets(self, vocabulary: int) -> Ints:
         """See `Source.targets`."""
         return self._text.targets(vocabulary) + self._rows.targets(vocabulary)
+
+
+class Switched:
+    """A source with some words of its queries in the other language."""
+
+    def __init__(self, source: Source, counterparts: Mapping[int, Sequence[int]], stage: Stage, seed: int) -> None:
+        self._source, self._counterparts, self._stage, self._seed = source, counterparts, stage, seed
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def passes(self, step: int) -> list[list[Row]]:
+        """See `Source.passes`."""
+        rng = random.Random(f"{self._seed}:{self._stage.name}:switch:{step}")
+        return [[self._switch(row, rng) for row in rows] for rows in self._source.passes(step)]
+
+    def _switch(self, row: Row, rng: random.Random) -> Row:
+        rate = rng.random() * self._stage.code_switch
+        ids = [
+            rng.choice(self._counterparts[id]) if id in self._counterparts and rng.random() < rate else id
+            for id in row.query
+        ]
+        return row._replace(query=ids)
+
+    def targets(self, vocabulary: int) -> Ints:
+        """See `Source.targets`."""
+        return self._source.targets(vocabulary)
 
 
 def _fill(rows: Iterable[Row], budget: int) -> Iterator[list[Row]]:

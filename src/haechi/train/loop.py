@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from haechi.errors import ConfigError
 from haechi.store import read_json, write_json
 from haechi.template import CATEGORY, NOT_SUPERVISED, TEXT, VERDICT, Batch, Row, pack, visible
+from haechi.train.average import Average
 from haechi.train.config import Stage, TrainConfig
 from haechi.train.data import Source
 from haechi.train.model import Base, NarrowHead
@@ -54,6 +56,8 @@ class Loop:
         self.accelerator.init_trackers("tensorboard")
         self.attention = self.base.template.settings.attention
         self.model = self.base.model
+        self._average = Average()
+        self.accelerator.register_for_checkpointing(self._average)
         self._saved = config.output / "checkpoint"
         self._progress = self._read_progress()
 
@@ -84,6 +88,7 @@ class Loop:
         optimizer = torch.optim.AdamW(_groups(self.base.model, stage.weight_decay), lr=stage.lr, fused=True)
         # accelerate would prepare the same module again for each stage; start every stage from the bare model.
         self.model, prepared = self.accelerator.prepare(self.base.model, optimizer)
+        self._average.start(self.base.model, stage.average)
         state = self._resume(index)
         steps = len(train)
         self._head = NarrowHead(self.base.model)
@@ -130,7 +135,7 @@ class Loop:
         for number, rows in enumerate(passes):
             batch, counts = self._share(rows)
             candidates = self._sample(stage, batch, step, number)
-            each, kinds = self._losses(batch, candidates)
+            each, kinds = self._losses(batch, candidates, stage.smoothing)
             loss = (each * self._tensor(scale[kinds] * counts)).sum()
             self.accelerator.backward(loss)
             total += float(loss.detach())
@@ -138,6 +143,7 @@ class Loop:
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
+        self._average.update()
         show(total, tokens)
         self.accelerator.log({f"{stage.name}/loss": total, f"{stage.name}/lr": rate}, step=step)
 
@@ -157,12 +163,16 @@ class Loop:
             scale[kind] = getattr(stage.weights, name) / max(1, counts[kind]) * self.accelerator.num_processes
         return scale
 
-    def _losses(self, batch: Batch, candidates: np.ndarray | None = None) -> tuple[torch.Tensor, np.ndarray]:
+    def _losses(
+        self, batch: Batch, candidates: np.ndarray | None = None, smoothing: float = 0.0
+    ) -> tuple[torch.Tensor, np.ndarray]:
         """The loss [positions] of every supervised position, and what kind each is."""
         places = np.flatnonzero(batch.kinds)
-        labels = batch.labels.ravel()[places]
+        kinds, labels = batch.kinds.ravel()[places], batch.labels.ravel()[places]
+        # Of the two labels the other one; where there is no verdict any id will do, it does not count.
+        others = np.where(kinds == VERDICT, sum(self.base.template.labels) - labels, labels)
         if candidates is not None:
-            labels = np.searchsorted(candidates, labels)
+            labels, others = np.searchsorted(candidates, labels), np.searchsorted(candidates, others)
         self._head.positions = self._tensor(places)
         logits = self.model(
             input_ids=self._tensor(batch.ids),
@@ -170,8 +180,12 @@ class Loop:
             position_ids=self._tensor(batch.positions),
             use_cache=False,
         ).logits
-        each = F.cross_entropy(logits.float(), self._tensor(labels), reduction="none")
-        return each, batch.kinds.ravel()[places]
+        logits = logits.float()
+        each = F.cross_entropy(logits, self._tensor(labels), reduction="none")
+        if smoothing:
+            other = F.cross_entropy(logits, self._tensor(others), reduction="none")
+            each = each + smoothing * (other - each)
+        return each, kinds
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.accelerator.device)
@@ -184,14 +198,14 @@ class Loop:
         if not stage.vocabulary_sample:
             return None
         size = min(self._vocabulary, stage.vocabulary_sample)
-        own = np.unique(batch.labels[batch.kinds != NOT_SUPERVISED])
+        own = np.union1d(batch.labels[batch.kinds != NOT_SUPERVISED], self.base.template.labels)
         frequent = self._frequent[~np.isin(self._frequent, own)]
         own = np.concatenate([own, frequent[: max(0, size - len(own))]])
         others = np.random.default_rng([self.config.seed, *place]).permutation(self._vocabulary)
         others = others[~np.isin(others, own)]
-        drawn = others[: size - len(own)]
+        drawn = others[: max(0, size - len(own))]
         candidates = np.concatenate([own, drawn])
-        offsets = np.zeros(size, np.float32)
+        offsets = np.zeros(len(candidates), np.float32)
         if len(drawn):
             offsets[len(own) :] = math.log(len(others) / len(drawn))
         order = np.argsort(candidates)
@@ -200,8 +214,11 @@ class Loop:
 
     # Validation and early stopping
 
-    @torch.no_grad()
     def _validate(self, stage: Stage, valid: Source, state: dict[str, Any]) -> None:
+        with self._average.applied(), torch.no_grad():
+            self._measure(stage, valid, state)
+
+    def _measure(self, stage: Stage, valid: Source, state: dict[str, Any]) -> None:
         self._head.candidates = None
         self.model.eval()
         sums = dict.fromkeys(_KINDS, 0.0)
@@ -277,7 +294,8 @@ class Loop:
         measured = {"steps": state["step"], "validation": state["history"]}
         self._progress.update(stage=-1, state=None)
         self._progress["done"][stage.name] = measured
-        weights = self.accelerator.get_state_dict(self.model)
+        with self._average.applied():
+            weights = copy.deepcopy(self.accelerator.get_state_dict(self.model))
         if stage.patience and state["history"]:
             weights = torch.load(self._best(stage), map_location="cpu", weights_only=True)
         self._write(lambda folder: self.accelerator.save(weights, folder / "stage.pt"))

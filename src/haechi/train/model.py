@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from haechi.store import fingerprint, read_json, write_json
 from haechi.taxonomy import Taxonomy
 from haechi.template import EXPL, PRED, Template, TemplateSettings, special_tokens
 from haechi.train.config import Lora, Prompt, TrainConfig, Vocabulary
-from haechi.train.data import characters
-from haechi.train.vocabulary import extend, learn_pieces
+from haechi.train.data import characters, read_rows
+from haechi.train.vocabulary import extend, learn_pieces, read_glossary
 
 _ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta"}
 """Encoder architectures that transformers also runs as decoders."""
@@ -34,6 +34,8 @@ class Base(NamedTuple):
     """With every special token."""
     template: Template
     """How the model reads."""
+    counterparts: dict[int, list[int]]
+    """Ids of words and those of the words that mean the same in the other language, by the glossary; both ways."""
 
 
 def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
@@ -57,8 +59,11 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"the base model {config.base!r} has no fast tokenizer")
     origin: dict[int, list[int]] = {}
+    counterparts: dict[int, list[int]] = {}
     if config.vocabulary:
-        tokenizer, origin = _extended(tokenizer, _pieces(config.vocabulary, config.output))
+        glosses = read_glossary(config.vocabulary.glossary) if config.vocabulary.glossary else {}
+        tokenizer, origin = _extended(tokenizer, _pieces(config.vocabulary, config.output), glosses)
+        counterparts = _counterparts(tokenizer, origin, glosses)
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     # A base of ours knows the tokens, perhaps of another policy; what it learnt of them stays.
     special = special_tokens(taxonomy.codes)
@@ -77,7 +82,7 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
     template = Template(backend(tokenizer), taxonomy.codes, settings)
     if config.lora:
         model = _adapters(model, config.lora, [template.id(token) for token in special])
-    return Base(model, tokenizer, template)
+    return Base(model, tokenizer, template, counterparts)
 
 
 def backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
@@ -148,17 +153,34 @@ def _pieces(vocabulary: Vocabulary, output: Path) -> list[str]:
     """The learnt pieces, kept in the run's folder: the learner breaks ties at random, and a resumed run must not."""
     file = output / f"pieces-{fingerprint(vocabulary.model_dump(mode='json'))}.json"
     if not file.exists():
-        write_json(file, learn_pieces(characters(vocabulary.language, vocabulary.characters), vocabulary.pieces))
+        texts = [*characters(vocabulary.language, vocabulary.characters)]
+        if vocabulary.rows is not None:
+            rows = [row.example for row in read_rows(vocabulary.rows, "train")]
+            texts += [text for row in rows for text in (row.query, row.response) if text] * vocabulary.rows_weight
+        write_json(file, learn_pieces(texts, vocabulary.pieces))
     pieces: list[str] = read_json(file)
     return pieces
 
 
 def _extended(
-    tokenizer: PreTrainedTokenizerFast, pieces: Sequence[str]
+    tokenizer: PreTrainedTokenizerFast, pieces: Sequence[str], glosses: Mapping[str, str]
 ) -> tuple[PreTrainedTokenizerFast, dict[int, list[int]]]:
-    core, origin = extend(backend(tokenizer), pieces)
+    core, origin = extend(backend(tokenizer), pieces, glosses)
     named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return PreTrainedTokenizerFast(tokenizer_object=core, **named), origin
+
+
+def _counterparts(
+    tokenizer: PreTrainedTokenizerFast, origin: Mapping[int, list[int]], glosses: Mapping[str, str]
+) -> dict[int, list[int]]:
+    """Added pieces that begin a word and are glossed by a single old id, and those ids."""
+    table: dict[int, list[int]] = {}
+    for new, old in origin.items():
+        piece = tokenizer.convert_ids_to_tokens(new)
+        if piece in glosses and not piece.startswith("##") and len(old) == 1:
+            table[new] = old
+            table.setdefault(old[0], []).append(new)
+    return table
 
 
 def _grow_embeddings(model: Any, tokens: int, origin: dict[int, list[int]]) -> None:
