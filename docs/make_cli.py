@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-VERBS = ("check", "answer", "evaluate", "curate", "train", "export", "calibrate", "taxonomy")
+VERBS = ("check", "answer", "evaluate", "curate", "train", "export", "calibrate", "ablate", "taxonomy")
 
 
 def help_text(*words: str) -> str:

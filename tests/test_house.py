@@ -36,6 +36,7 @@ LAYERS = [
     ["engines"],
     ["guards"],
     ["bulk", "curate", "train", "evaluate", "export", "calibrate"],
+    ["ablate"],
     ["cli"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -158,6 +158,15 @@ def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def ablate(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train and measure variants of a recipe over several seeds; run it again and only what is missing is done."""
+    from haechi.config import load_config
+
+    module = _extra("haechi.ablate", "train", "ablations")
+    module.run(load_config(module.AblateConfig, config, overrides or ()), _say)
+
+
+@app.command()
 def taxonomy(
     file: Annotated[
         Path | None, typer.Argument(help="A policy file; default the built-in policy.", show_default=False)

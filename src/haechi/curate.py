@@ -12,12 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from haechi.config import Config
-from haechi.errors import DataError, MissingExtra
+from haechi.errors import DataError, MissingExtra, did_you_mean
 from haechi.schema import Example, Label
 from haechi.sets import corpus_folder, load_set, measured_only, registry
 from haechi.store import digest, write_json, write_jsonl
@@ -54,12 +54,22 @@ class CurateConfig(Config):
     """Folder to write."""
     sources: tuple[Source, ...] = Field(min_length=1)
     """In order; of duplicates the first stays."""
+    without: tuple[str, ...] = ()
+    """Sets of `sources` to leave out, for ablations."""
     require_answer: bool = False
     """Leave out rows without an answer (instruction tuning)."""
     similarity: float = Field(default=0.6, gt=0, le=1)
     """Estimated Jaccard similarity of character 4-grams at which a row counts as a near-duplicate of an `eval` row."""
     seed: int = 0
     """Decides caps and the split."""
+
+    @model_validator(mode="after")
+    def _leaves_out_what_is_there(self) -> Self:
+        names = [source.set for source in self.sources]
+        for name in self.without:
+            if name not in names:
+                raise ValueError(f"without: {name!r} is none of the sources{did_you_mean(name, names)}")
+        return self
 
 
 def run(config: CurateConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
@@ -73,6 +83,8 @@ def run(config: CurateConfig, report: Callable[[str], None] = print) -> dict[str
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
     counts: list[dict[str, Any]] = []
     for source in config.sources:
+        if source.set in config.without:
+            continue
         kept, count = _take(source, config, seen, index)
         counts.append({"set": source.set, **count})
         for row in kept:

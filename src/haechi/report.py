@@ -172,6 +172,46 @@ def model_card(sheet: Sheet) -> str:
     return "\n".join(lines)
 
 
+def ablation_tables(result: Mapping[str, Any]) -> str:
+    """A table per question: means over seeds with 95% t-intervals, and paired differences to the first variant."""
+    config = result["config"]
+    parts = [
+        "# Ablations",
+        "",
+        f"Measured by `haechi ablate`, seeds {', '.join(map(str, config['seeds']))}: mean ± half of the 95% t-interval "
+        "over seeds; below it in brackets the difference to the first line, paired by seed.",
+        "",
+    ]
+    head = ["variant", *config["figures"], "parameters", "ms per query", "minutes"]
+    for question in result["questions"]:
+        rows = []
+        for variant in question["variants"]:
+            cells = [variant["figures"][name] for name in config["figures"]]
+            size, latency, minutes = (variant[key] for key in ("parameters", "latency_ms", "minutes"))
+            rows.append(
+                [
+                    variant["name"] + (f" ({len(variant['failed'])} failed)" if variant["failed"] else ""),
+                    *(f"{_spread(cell)}{_difference(cell['difference'])}" for cell in cells),
+                    "" if size is None else f"{size / 1e6:.1f}M",
+                    "" if latency is None else f"{latency:.2f}",
+                    "" if minutes is None else f"{minutes:.0f}",
+                ]
+            )
+        failures = [f"- {variant['name']}: {text}" for variant in question["variants"] for text in variant["failed"]]
+        parts += [f"## {question['text']}", "", *markdown(head, rows), "", *failures, *([""] if failures else [])]
+    return "\n".join(parts)
+
+
+def _spread(cell: Mapping[str, float | None], sign: str = "") -> str:
+    if cell["mean"] is None:
+        return ""
+    return f"{cell['mean']:{sign}.3f}" + ("" if cell["half"] is None else f" ± {cell['half']:.3f}")
+
+
+def _difference(cell: Mapping[str, float | None] | None) -> str:
+    return f"<br>({_spread(cell, '+')})" if cell and cell["mean"] is not None else ""
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, first column left, others right."""
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]

@@ -1,0 +1,305 @@
+"""`haechi ablate CONFIG`: questions put to the recipe, each answered by training and measuring a few variants of it.
+
+A variant is a list of overrides; every variant is curated, trained, exported and evaluated by the same verbs a user
+calls, each in a process of its own, once per seed. What is finished is kept, a failure is told in the table and tried
+again by the next run. Variants of equal overrides, in whatever question, are trained once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from haechi.config import Config, load_config, read_yaml
+from haechi.curate import CurateConfig
+from haechi.errors import HaechiError
+from haechi.figures import ablation_plot, size_plot
+from haechi.guards.slm import load
+from haechi.modelfolder import DEFAULT_POINT, read_sheet
+from haechi.report import ablation_tables
+from haechi.store import fingerprint, read_json, write_json, write_text
+
+_LATENCY_QUERIES = 200
+
+
+class Variant(Config):
+    """One way to make the model: `key=value` words for each verb, as on the command line."""
+
+    name: str
+    """What the table calls it."""
+    curate: tuple[str, ...] = ()
+    """Overrides of the curation."""
+    train: tuple[str, ...] = ()
+    """Overrides of the training."""
+    evaluate: tuple[str, ...] = ()
+    """Overrides of the evaluation."""
+
+
+class Question(Config):
+    """Variants that are compared with the first of them."""
+
+    name: str
+    """Short name."""
+    text: str
+    """What is asked."""
+    variants: tuple[Variant, ...] = Field(min_length=2)
+    """The first one is what the others are compared with."""
+    curve: bool = False
+    """Also draw quality over the number of parameters."""
+
+
+class AblateConfig(Config):
+    """A grid of variants and seeds."""
+
+    output: Path
+    """Folder for runs/, metrics.json, tables.md and the figures."""
+    curate: Path | None = None
+    """Configuration of the curation; stages that read its output read the variant's own instead. None: the rows are
+    there and the same for all."""
+    train: Path
+    """Configuration of the training that is varied."""
+    evaluate: Path
+    """Configuration of the evaluation; its guards are replaced by the variant's model."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Seeds of the training; intervals need two."""
+    figures: tuple[str, ...] = Field(default=("validation.auroc",), min_length=1)
+    """Columns: `SET.FIGURE` of the evaluation, `SET.answers` (share of answers that pass all checks),
+    `validation.auroc` or `validation.weighted_f1`."""
+    precision: str = "int8"
+    """What is evaluated: the export in int8 or fp32."""
+    questions: tuple[Question, ...] = Field(min_length=1)
+    """In the order of the tables."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for names in (
+            [question.name for question in self.questions],
+            *([variant.name for variant in question.variants] for question in self.questions),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"two of {', '.join(names)} have the same name")
+        if self.curate is None and any(variant.curate for variant in self.variants()):
+            raise ValueError("a variant overrides the curation, but curate names no configuration")
+        return self
+
+    def variants(self) -> Iterator[Variant]:
+        """Every variant of every question."""
+        for question in self.questions:
+            yield from question.variants
+
+
+def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train and measure what is missing, then write metrics.json, tables.md and figures; returns the metrics.
+
+    Raises ConfigError before anything is trained when a configuration or an override is wrong.
+    """
+    bases = {
+        verb: read_yaml(path)
+        for verb, path in (("curate", config.curate), ("train", config.train), ("evaluate", config.evaluate))
+        if path is not None
+    }
+    for variant in config.variants():
+        _check(config, variant)
+    measured: dict[str, dict[str, Any]] = {}
+    jobs = {_key(bases, variant, seed): (variant, seed) for seed in config.seeds for variant in config.variants()}
+    for number, (key, (variant, seed)) in enumerate(jobs.items(), 1):
+        report(f"{number}/{len(jobs)} {variant.name}, seed {seed}")
+        folder = config.output / "runs" / key
+        if not (folder / "measured.json").exists():
+            try:
+                write_json(folder / "measured.json", _measure(config, variant, seed, folder, report))
+            except HaechiError as error:
+                report(f"failed: {error}")
+                measured[key] = {"failed": str(error)}
+                continue
+        measured[key] = read_json(folder / "measured.json")
+    result = {
+        "config": config.model_dump(mode="json"),
+        "questions": [_answer(config, question, bases, measured) for question in config.questions],
+    }
+    write_json(config.output / "metrics.json", result)
+    write_text(config.output / "tables.md", ablation_tables(result))
+    ablation_plot(config.output / "ablations.svg", result)
+    for question in (question for question in config.questions if question.curve):
+        size_plot(config.output / f"{question.name}.svg", result, question.name)
+    report(f"tables in {config.output / 'tables.md'}")
+    return result
+
+
+def _check(config: AblateConfig, variant: Variant) -> None:
+    """Load every configuration as the variant changes it, so that a slip is told now and not after hours."""
+    from haechi.evaluate import EvaluateConfig
+    from haechi.train.config import TrainConfig
+
+    if config.curate:
+        load_config(CurateConfig, config.curate, variant.curate)
+    load_config(TrainConfig, config.train, variant.train)
+    load_config(EvaluateConfig, config.evaluate, variant.evaluate)
+
+
+def _key(bases: Mapping[str, Any], variant: Variant, seed: int) -> str:
+    return fingerprint(bases, variant.curate, variant.train, variant.evaluate, seed)
+
+
+def _measure(
+    config: AblateConfig, variant: Variant, seed: int, folder: Path, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Curate, train, export and evaluate one variant; its weights are dropped, verdicts and figures stay."""
+    log = folder / "log.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    rows: list[str] = []
+    if config.curate:
+        rows = _rows(config, variant, log)
+    model, exported = folder / "train" / "model", folder / "model"
+    _verb(log, "train", config.train, *variant.train, *rows, f"seed={seed}", f"output={folder / 'train'}")
+    _verb(log, "export", model, exported, "--precision", config.precision)
+    _verb(
+        log,
+        "evaluate",
+        config.evaluate,
+        *variant.evaluate,
+        f'guards=["slm:{exported}"]',
+        f"output={folder / 'evaluate'}",
+    )
+    (evaluated,) = read_json(folder / "evaluate" / "metrics.json")["guards"].values()
+    figures = {name: _figure(name, evaluated, exported) for name in config.figures}
+    result = {
+        "figures": figures,
+        "parameters": _parameters(model),
+        "latency_ms": _latency(exported),
+        "bytes": sum(file.stat().st_size for file in exported.glob("*.onnx")),
+        "minutes": (time.monotonic() - started) / 60,
+    }
+    for part in (folder / "train", exported):
+        shutil.rmtree(part)
+    report("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None))
+    return result
+
+
+def _rows(config: AblateConfig, variant: Variant, log: Path) -> list[str]:
+    """Curate the variant's rows unless another variant has; the overrides that make the training read them."""
+    assert config.curate
+    standard = load_config(CurateConfig, config.curate).output
+    folder = config.output / "rows" / fingerprint(read_yaml(config.curate), variant.curate)
+    if not (folder / "manifest.json").exists():
+        _verb(log, "curate", config.curate, *variant.curate, f"output={folder}")
+    from haechi.train.config import TrainConfig
+
+    stages = load_config(TrainConfig, config.train, variant.train).stages
+    return [f"stages.{number}.rows={folder}" for number, stage in enumerate(stages) if stage.rows == standard]
+
+
+def _verb(log: Path, *words: object) -> None:
+    """Run `haechi WORDS`; what it says goes to the log. Raises HaechiError with its last line when it fails."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ haechi {' '.join(map(str, words))}\n")
+        file.flush()
+        command = [sys.executable, "-m", "haechi.cli", *map(str, words)]
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+        raise HaechiError(f"{words[0]} ended with code {code}: {said[:200]} (see {log})")
+
+
+def _figure(name: str, evaluated: Mapping[str, Any], model: Path) -> float | None:
+    """A column's value; None where it does not exist, such as the AUROC of a model that gives no verdicts."""
+    source, _, figure = name.rpartition(".")
+    if source == "validation":
+        sheet = read_sheet(model)
+        known = {**sheet.metrics.get("calibration", {}), "weighted_f1": sheet.points[DEFAULT_POINT].weighted_f1}
+        value = known.get(figure)
+    elif figure == "answers":
+        value = evaluated["answers"].get(f"{source} forced", {}).get("passed")
+    else:
+        value = evaluated["sets"].get(source, {}).get(figure)
+    return None if value is None else float(value)
+
+
+def _parameters(model: Path) -> int:
+    """Weights of the model, a table that is input and output counted once."""
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", framework="np") as file:
+        names: list[str] = list(file.keys())
+        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in names)
+
+
+def _latency(model: Path) -> float:
+    """Median milliseconds of a verdict on one query of 30 tokens, one thread."""
+    guard = load(model, threads=1)
+    words, query = (
+        [
+            "how",
+            "do",
+            "people",
+            "usually",
+            "find",
+            "a",
+            "good",
+            "place",
+            "to",
+            "repair",
+            "an",
+            "old",
+            "car",
+            "in",
+            "this",
+            "town",
+        ],
+        "",
+    )
+    for word in words * 4:
+        if len(guard.template.encode(f"{query} {word}")) > 30:
+            break
+        query = f"{query} {word}".strip()
+    times = []
+    for _ in range(_LATENCY_QUERIES):
+        started = time.perf_counter()
+        guard.check([query])
+        times.append(time.perf_counter() - started)
+    return float(np.median(times) * 1000)
+
+
+def _answer(
+    config: AblateConfig, question: Question, bases: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A question's variants with their figures: per seed, mean, interval, and paired difference to the first."""
+    rows: list[dict[str, Any]] = []
+    for variant in question.variants:
+        runs = [measured[_key(bases, variant, seed)] for seed in config.seeds]
+        failed = [str(one["failed"]) for one in runs if "failed" in one]
+        done = [one for one in runs if "failed" not in one]
+        row: dict[str, Any] = {"name": variant.name, "failed": failed, "figures": {}}
+        for key in ("parameters", "latency_ms", "bytes", "minutes"):
+            row[key] = float(np.mean([one[key] for one in done])) if done else None
+        for name in config.figures:
+            values = [None if "failed" in one else one["figures"][name] for one in runs]
+            first = rows[0]["figures"][name]["values"] if rows else values
+            pairs = [(ours - theirs) for ours, theirs in zip(values, first, strict=True) if None not in (ours, theirs)]
+            row["figures"][name] = {
+                "values": values,
+                **interval([value for value in values if value is not None]),
+                "difference": interval(pairs) if rows else None,
+            }
+        rows.append(row)
+    return {"name": question.name, "text": question.text, "variants": rows}
+
+
+def interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and half the width of its 95% t-interval over seeds; None where there are too few."""
+    from scipy.stats import t
+
+    if not values:
+        return {"mean": None, "half": None}
+    count = len(values)
+    half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)) if count > 1 else None
+    return {"mean": float(np.mean(values)), "half": half}
