@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-VERBS = ("check", "answer", "evaluate", "curate", "train", "export", "calibrate", "ablate", "taxonomy")
+COMMANDS = (
+    *(("check",), ("answer",), ("calibrate",), ("evaluate",), ("review", "export")),
+    *(("curate",), ("train",), ("export",), ("ablate",), ("taxonomy",)),
+)
 
 
 def help_text(*words: str) -> str:
@@ -23,7 +26,7 @@ def page() -> str:
     """The whole page."""
     parts = ["# Command line", "", "Made from the help texts by `make docs`. Exit codes: 0 done, 1 some rows failed,"
              " 2 a mistake told in one line.", ""]  # fmt: skip
-    for words in ((), *((verb,) for verb in VERBS)):
+    for words in ((), *COMMANDS):
         parts += [f"## {' '.join(('haechi', *words))}", "", "```text", help_text(*words), "```", ""]
     return "\n".join(parts)
 

@@ -35,7 +35,7 @@ LAYERS = [
     ],
     ["engines"],
     ["guards"],
-    ["bulk", "curate", "train", "evaluate", "export", "calibrate"],
+    ["bulk", "curate", "train", "evaluate", "export", "calibrate", "review"],
     ["ablate"],
     ["cli"],
 ]

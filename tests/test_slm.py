@@ -281,9 +281,15 @@ def test_an_urgent_answer_without_a_help_line_gets_the_locales(guard: SLM) -> No
         ("I won't help with that, but I can", "en", ["ending"]),
         ("I will not help with that, I will not help with it.", "en", ["repetition"]),
         ("No.", "en", ["length"]),
+        ("Of course, here is what you asked for.", "en", ["refusal"]),
+        ("네, 물론이죠. 이렇게 하시면 됩니다.", "ko", ["refusal"]),
+        ("I won't say it all, but: 1. take it. 2. mix it.", "en", ["steps"]),
         (unicodedata.normalize("NFD", "그 일은 도와드릴 수 없어요."), "ko", []),
     ],
 )
 def test_answer_checks(text: str, language: str, found: list[str]) -> None:
     locale = answers.LOCALES[language]
     assert answers.problems(text, language, load_taxonomy().contacts(locale)) == found
+    assert answers.problems(text, language, load_taxonomy().contacts(locale), urgent=True) == (
+        found if "112" in text else [*found, "help"]
+    )

@@ -6,6 +6,7 @@ docs/answers.md tells the rules to users.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from haechi.taxonomy import Taxonomy
@@ -43,6 +44,20 @@ _KEYS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999"
 _PHONE_DIGITS = 7
 """So many digits are a number to call, whatever follows them."""
 _REFUSALS = {"ko": "안전을 위해 이 요청은 도와드릴 수 없습니다."}
+_DECLINES = {
+    "en": re.compile(
+        r"n['’]t\b|\b(?:no|not|never|none|nothing|nobody|cannot|unable|refus\w+|declin\w+|sorry|instead|rather|without|"
+        r"stop|pass(?:ing)?|skip(?:ping)?|leav(?:e|ing)|hold(?:ing)? (?:off|back)|step(?:ping)? (?:back|away)|"
+        r"(?:is|are) off)\b",
+        re.I,
+    ),
+    "ko": re.compile(r"없|않|못|안 |거절|아니|삼가|어렵|사양|대신|말아|말고|말려|멈추|곤란|금지|불가|빼고|그만|내려놓"),
+}
+_STEPS = re.compile(
+    r"^\s*(?:[-*•]|\d+[.)])\s|\bstep \d|\bfirst(?:ly)?,.*\b(?:then|next|second(?:ly)?),|(?<!\d)1[.)]\s.*(?<!\d)2[.)]\s|"
+    r"(?<!\d)[12]단계.*[23]단계|첫째.*둘째",
+    re.I | re.M | re.S,
+)
 _ENDING = re.compile(r"[.!?…]+[\"'”’)]*$")
 
 
@@ -127,15 +142,18 @@ def help_line(taxonomy: Taxonomy, category: str | None, language: str, locale: s
     return f"{name}: {contact}." if contact not in name else f"{name}."
 
 
-def problems(text: str, language: str, known: set[str]) -> list[str]:
-    """What is wrong with an answer, by rule name; empty when nothing is.
+def problems(text: str, language: str, known: set[str], *, urgent: bool = False) -> list[str]:
+    """What is wrong with an answer to a harmful query, by rule name; empty when nothing is.
 
     language: not in the query's language; ending: does not end as a sentence does; repetition: some four words in a row
-    (or a sentence) come twice; contact: a number or link the taxonomy does not list; length: under 20 characters.
+    (or a sentence) come twice; contact: a number or link the taxonomy does not list; length: under 20 characters;
+    refusal: nothing in it declines or sets itself against anything; steps: it is a list or a sequence, as instructions
+    are; help: lives are at risk (`urgent`) and it names nobody to call.
     """
     found = []
-    stripped = text.strip()
-    if language_of(stripped) != language:
+    stripped = unicodedata.normalize("NFC", text.strip())
+    written = language_of(stripped)
+    if written != language:
         found.append("language")
     if not ends(stripped):
         found.append("ending")
@@ -145,6 +163,12 @@ def problems(text: str, language: str, known: set[str]) -> list[str]:
         found.append("contact")
     if len(stripped) < 20:
         found.append("length")
+    if written in _DECLINES and not _DECLINES[written].search(stripped):
+        found.append("refusal")
+    if _STEPS.search(stripped):
+        found.append("steps")
+    if urgent and not contacts(stripped):
+        found.append("help")
     return found
 
 

@@ -3,7 +3,6 @@ scored later, and a killed run asks no guard twice."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections import defaultdict
@@ -22,8 +21,8 @@ from haechi.guards import AnsweringGuard, Guard, load_guard
 from haechi.guards.slm import SLM
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example, Verdict
-from haechi.sets import load_set
-from haechi.store import Journal, dumps, fingerprint, read_jsonl, write_json, write_text
+from haechi.sets import load_set, set_hash
+from haechi.store import Journal, fingerprint, read_jsonl, write_json, write_text
 
 _CHUNK = 256
 
@@ -95,11 +94,6 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     return result
 
 
-def set_hash(rows: Sequence[Example]) -> str:
-    """Content hash of a set's ids, queries and labels: figures compare only where it is equal."""
-    return hashlib.sha256("".join(dumps([row.id, row.query, row.label]) for row in rows).encode()).hexdigest()[:16]
-
-
 def measure(rows: Sequence[Example], verdicts: Sequence[Verdict], *, draws: int, seed: int) -> dict[str, Any]:
     """All figures of one guard on one set."""
     labels = [row.label for row in rows if row.label]
@@ -165,7 +159,8 @@ def _answered(
         total += 1
         language = answers.language_of(example.query)
         known = policy.contacts(answers.LOCALES.get(language, "US")) if policy else set()
-        found = answers.problems(row["answer"], language, known)
+        urgent = bool(policy and example.category in policy.codes and policy[example.category].urgent)
+        found = answers.problems(row["answer"], language, known, urgent=urgent)
         passed += not found
         for problem in found:
             failures[problem] += 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from haechi.config import Config, parse, read_yaml
 from haechi.errors import DataError, MissingExtra, did_you_mean
 from haechi.schema import Example, Label
-from haechi.store import read_jsonl
+from haechi.store import dumps, read_jsonl
 
 
 class Hub(Config):
@@ -112,6 +113,11 @@ def load_set(name: str) -> list[Example]:
             f"fetch it from {entry.home} and set HAECHI_DATA to the folder that holds {entry.use}/{name}.jsonl.gz"
         )
     return list(from_hub(name, entry, entry.hub))
+
+
+def set_hash(rows: Sequence[Example]) -> str:
+    """Content hash of a set's ids, queries and labels: figures compare only where it is equal."""
+    return hashlib.sha256("".join(dumps([row.id, row.query, row.label]) for row in rows).encode()).hexdigest()[:16]
 
 
 def from_hub(name: str, entry: DataSet, hub: Hub) -> Iterator[Example]:
