@@ -284,7 +284,7 @@ def test_an_urgent_answer_without_a_help_line_gets_the_locales(guard: SLM) -> No
         ("Of course, here is what you asked for.", "en", ["refusal"]),
         ("네, 물론이죠. 이렇게 하시면 됩니다.", "ko", ["refusal"]),
         ("I won't say it all, but: 1. take it. 2. mix it.", "en", ["steps"]),
-        (unicodedata.normalize("NFD", "그 일은 도와드릴 수 없어요."), "ko", []),
+        (unicodedata.normalize("NFD", "그 일은 도와드릴 수 없어요. 다른 길을 찾아 봐요."), "ko", []),
     ],
 )
 def test_answer_checks(text: str, language: str, found: list[str]) -> None:
