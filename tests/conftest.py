@@ -74,7 +74,9 @@ def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([*HARMFUL, *HARMLESS, *REFUSAL.values(), "0 1 2 3 4 5 6 7 8 9 < | > _"], trainer)
+    tokenizer.train_from_iterator(
+        [*HARMFUL, *HARMLESS, *REFUSAL.values(), "0 1 2 3 4 5 6 7 8 9 < | > _ ?", "safe unsafe " * 9], trainer
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
     )

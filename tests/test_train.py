@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from conftest import ROOT, examples, llama_folder, tiny_config, write_curated
 from haechi import train
@@ -23,10 +23,11 @@ from haechi.modelfolder import read_sheet
 from haechi.schema import Example
 from haechi.taxonomy import load_taxonomy
 from haechi.template import Row, pack
-from haechi.train.config import Lora, Stage, TrainConfig, Vocabulary
+from haechi.train.config import Lora, Shrink, Stage, TrainConfig, Vocabulary
 from haechi.train.data import Both, RowSource, Source, Switched, TextSource, Weighted, read_rows
 from haechi.train.loop import learning_rate
 from haechi.train.model import NarrowHead, load_base
+from haechi.train.shrink import shrunk
 
 
 def quiet(line: str) -> None:
@@ -169,6 +170,52 @@ def test_the_vocabulary_grows_by_composed_korean(bert_base: Path, curated: Path,
     (tmp_path / "glossary.tsv").write_text("비밀번호\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 1: expected a piece, a TAB"):
         load_base(config, load_taxonomy())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_base_shrinks_to_fewer_layers_or_less_width(bert_base: Path, llama_base: Path, curated: Path, tmp_path: Path,
+                                                      family: str) -> None:  # fmt: skip
+    start = bert_base if family == "bert" else llama_base
+
+    def parameters(**shrink: int) -> dict[str, torch.Tensor]:
+        config = tiny_config(start, tmp_path, curated, shrink=shrink or None)
+        return {name: value.detach() for name, value in load_base(config, load_taxonomy()).model.named_parameters()}
+
+    whole, cut = parameters(), parameters(layers=1)
+    assert len(cut) < len(whole) and any(".0." in name for name in cut)
+    # Rows of new tokens aside, what is kept is kept to the bit.
+    assert all(torch.equal(value[:300], whole[name][:300]) for name, value in cut.items() if "lm_head" not in name)
+    wide = BertLMHeadModel(
+        BertConfig(
+            vocab_size=500,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=128,
+            is_decoder=True,
+        )
+    )
+    narrow = shrunk(wide, Shrink(hidden=32, layers=2))
+    assert (narrow.config.hidden_size, narrow.config.intermediate_size, narrow.config.num_hidden_layers) == (32, 64, 2)
+    tables = [model.get_input_embeddings().weight.detach() for model in (wide, narrow)]
+    near = [(table - table.mean(0)) @ (table - table.mean(0)).T for table in tables]
+    assert torch.corrcoef(torch.stack([one.flatten() for one in near]))[0, 1] > 0.8
+    with pytest.raises(ModelError, match="shrink asks for 9 layers"):
+        parameters(layers=9)
+    with pytest.raises(ModelError, match="multiple of 32, not 16"):
+        parameters(hidden=16)
+
+
+def test_tasks_may_be_asked_for_in_words(bert_base: Path, curated: Path, llama_base: Path, tmp_path: Path) -> None:
+    prompt = {"window": 64, "overlap": 16, "answer": 32, "tasks": "words"}
+    folder = train.run(tiny_config(bert_base, tmp_path / "run", curated, prompt=prompt), quiet)
+    guard = load(folder, engine="torch")
+    assert guard.template.labels == tuple(guard.template.encode("safe unsafe"))
+    answers = guard.answer(["how do I steal a car 1", "how do I wash a car 1"])
+    assert [answer.verdict.unsafe for answer in answers] == [True, False] and answers[0].verdict.category
+    assert answers[0].text
+    with pytest.raises(ModelError, match="'safe' and 'unsafe' as one token each"):
+        load_base(tiny_config(llama_base, tmp_path / "other", curated, prompt=prompt), load_taxonomy())
 
 
 def test_a_narrow_head_scores_what_it_is_told_and_can_be_freed(bert_base: Path, curated: Path, tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ from haechi.store import fingerprint
 PRED, EXPL, SAFE, UNSAFE, HARM = "<|pred|>", "<|expl|>", "<|safe|>", "<|unsafe|>", "<|harm|>"
 TOKENS = (PRED, EXPL, SAFE, UNSAFE, HARM)
 
+_WORDS = {
+    PRED: "Is this request safe or unsafe? It is",
+    EXPL: "The reply to it:",
+    HARM: "It is unsafe. The reply to it:",
+}
+
 IGNORE = -100
 """Label of a position that is not supervised; PyTorch's default `ignore_index`."""
 
@@ -56,6 +62,9 @@ class TemplateSettings(Config):
 
     attention: Literal["causal", "prefix"] = "prefix"
     """`prefix`: the query's tokens see each other in both directions; everything after the query is causal."""
+    tasks: Literal["tokens", "words"] = "tokens"
+    """How a task is asked for and a label given: by the five special tokens, or in plain English, which is what the
+    tokens are measured against. Categories have tokens either way."""
     before: str = ""
     """Trusted text before the query, special tokens allowed: a chat template's opening or `[CLS]`."""
     after: str = ""
@@ -122,9 +131,27 @@ class Template:
         self._tokenizer.encode_special_tokens = True
         self._before, self._after = self._trusted(settings.before), self._trusted(settings.after)
         self.eos = self.id(settings.eos)
-        self.labels = (self.id(SAFE), self.id(UNSAFE))
+        self._ask = self._asked()
+        self.labels = self._labels()
         self.categories = tuple(self.id(category_token(code)) for code in codes)
         self._special = set(map(self.id, special_tokens(codes))) | {self.eos}
+
+    def _asked(self) -> dict[str, list[int]]:
+        """What stands between a query and a verdict, an answer, a forced answer."""
+        if self.settings.tasks == "words":
+            return {token: self.encode(text) for token, text in _WORDS.items()}
+        pred, expl, harm = map(self.id, (PRED, EXPL, HARM))
+        return {PRED: [pred], EXPL: [expl], HARM: [harm, expl]}
+
+    def _labels(self) -> tuple[int, int]:
+        """The ids of safe and unsafe."""
+        if self.settings.tasks == "tokens":
+            return self.id(SAFE), self.id(UNSAFE)
+        # Where a tokenizer tells a word inside a text from one at its start, it is the one inside that is asked for.
+        safe, unsafe = (self.encode(f"a{word}")[len(self.encode("a")) :] for word in (" safe", " unsafe"))
+        if len(safe) != 1 or len(unsafe) != 1:
+            raise ModelError("tasks: words needs a tokenizer that has 'safe' and 'unsafe' as one token each")
+        return safe[0], unsafe[0]
 
     def id(self, token: str) -> int:
         """The id of a token that is known to exist."""
@@ -170,12 +197,15 @@ class Template:
 
     def classify_branch(self, label: Label, category: str | None = None) -> Branch:
         """Teaches the verdict after `<|pred|>` and, for unsafe queries of a known category, the category after it."""
-        pred, unsafe = self.id(PRED), self.id(UNSAFE)
+        safe, unsafe = self.labels
+        ask = self._ask[PRED]
+        labels, kinds = [IGNORE] * (len(ask) - 1), [NOT_SUPERVISED] * (len(ask) - 1)
         if label == "safe":
-            return Branch([pred], [self.id(SAFE)], [VERDICT])
+            return Branch(ask, [*labels, safe], [*kinds, VERDICT])
         if category not in self.codes:
-            return Branch([pred], [unsafe], [VERDICT])
-        return Branch([pred, unsafe], [unsafe, self.id(category_token(category))], [VERDICT, CATEGORY])
+            return Branch(ask, [*labels, unsafe], [*kinds, VERDICT])
+        named = self.id(category_token(category))
+        return Branch([*ask, unsafe], [*labels, unsafe, named], [*kinds, VERDICT, CATEGORY])
 
     def answer_branch(self, answer: str, *, force: bool = False) -> Branch:
         """Teaches the answer after `<|expl|>`; `force` puts `<|harm|>` first (on 30% of harmful training queries)."""
@@ -188,11 +218,11 @@ class Template:
 
     def answer_prompt(self, *, force: bool = False) -> list[int]:
         """The ids that ask for an answer."""
-        return [self.id(HARM), self.id(EXPL)] if force else [self.id(EXPL)]
+        return self._ask[HARM if force else EXPL]
 
     def verdict_prompt(self) -> list[int]:
-        """The ids that ask for a verdict: the first position gives safe/unsafe, the second the category."""
-        return [self.id(PRED), self.id(UNSAFE)]
+        """The ids that ask for a verdict: the last but one gives safe/unsafe, the last the category."""
+        return [*self._ask[PRED], self.labels[1]]
 
     def forbidden(self) -> list[int]:
         """Ids that may not be generated inside an answer (the end token may)."""

@@ -100,7 +100,7 @@ class SLM:
 
     def _prefill(self, queries: Sequence[Sequence[int]]) -> _Prefill:
         batch = pack([Row(list(ids), (self._prompt,)) for ids in queries])
-        keep = np.arange(batch.split, batch.split + 2)
+        keep = batch.split + len(self._prompt.ids) + np.array([-2, -1])
         mask = visible(batch.segments, self.sheet.template.attention)
         step = self._engine.forward(batch.ids, batch.positions, mask, keep, candidates=self._candidates)
         lengths = np.array([len(ids) for ids in queries], np.int64)

@@ -28,6 +28,15 @@ class Vocabulary(Config):
     the base's own vocabulary, an idea of WECHSEL (arXiv 2112.06598); other pieces start as the pieces they replace."""
 
 
+class Shrink(Config):
+    """A smaller model made from the base: where quality ends, for what it costs."""
+
+    layers: int | None = Field(default=None, gt=0)
+    """Keep so many of the first layers."""
+    hidden: int | None = Field(default=None, gt=0)
+    """Width; a narrower model starts from the principal components of the embeddings and fresh layers."""
+
+
 class Lora(Config):
     """Low-rank adaptation through peft; the new tokens' rows are trained beside it, and all is merged at the end."""
 
@@ -46,6 +55,8 @@ class Prompt(Config):
 
     attention: Literal["causal", "prefix"] = "prefix"
     """Whether the query's tokens see each other in both directions."""
+    tasks: Literal["tokens", "words"] = "tokens"
+    """Whether special tokens or plain English ask for the verdict and the answer."""
     wrap: Literal["none", "chat"] = "none"
     """`chat`: put the query into the base's own chat template."""
     window: int = Field(default=256, ge=8)
@@ -149,6 +160,8 @@ class TrainConfig(Config):
     """A policy file; default the built-in policy."""
     vocabulary: Vocabulary | None = None
     """Extend the vocabulary first."""
+    shrink: Shrink | None = None
+    """Make the base smaller first."""
     prompt: Prompt = Prompt()
     """Template settings."""
     lora: Lora | None = None

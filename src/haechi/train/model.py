@@ -19,6 +19,7 @@ from haechi.taxonomy import Taxonomy
 from haechi.template import EXPL, PRED, Template, TemplateSettings, special_tokens
 from haechi.train.config import Lora, Prompt, TrainConfig, Vocabulary
 from haechi.train.data import characters, read_rows
+from haechi.train.shrink import shrunk
 from haechi.train.vocabulary import extend, learn_pieces, read_glossary
 
 _ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta"}
@@ -58,6 +59,9 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
         raise ModelError(f"cannot load the base model {config.base!r}: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"the base model {config.base!r} has no fast tokenizer")
+    if config.shrink:
+        model = shrunk(model, config.shrink)
+        shape = model.config
     origin: dict[int, list[int]] = {}
     counterparts: dict[int, list[int]] = {}
     if config.vocabulary:
@@ -224,6 +228,7 @@ def _settings(tokenizer: PreTrainedTokenizerFast, shape: Any, prompt: Prompt) ->
         )
     return TemplateSettings(
         attention=prompt.attention,
+        tasks=prompt.tasks,
         before=before,
         after=after,
         eos=eos,
