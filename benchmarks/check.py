@@ -2,7 +2,8 @@
 
 One thread unless `--threads N`. Beside the throughput stand the useful operations per second (two for each weight of
 the graph's matrix products and each token that is not padding) and the machine's own rate for one large matrix product
-in the same runtime, fp32 and int8, so that figures of different machines can be read together.
+in the same runtime, fp32 and int8, so that figures of different machines can be read together; and a classifier of the
+size that other guards run, measured in the same process.
 """
 
 from __future__ import annotations
@@ -60,6 +61,35 @@ def matmul_rate(threads: int, precision: str, size: int = 1024) -> float:
     for _ in range(rounds):
         session.run(None, feed)
     return 2 * size**3 * rounds / (time.perf_counter() - started) / 1e9
+
+
+def deberta_p50(threads: int, tokens: int) -> float:
+    """Median milliseconds of one query of `tokens` in an ONNX classifier of DeBERTa-v3-base's shape, random weights:
+    what LLM Guard's and Prompt Guard's input scanners run, in the same runtime and in fp32 as they are published."""
+    import onnxruntime as ort
+    import torch
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    shape = DebertaV2Config(
+        vocab_size=128100, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+        relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True,
+        pos_att_type=["p2c", "c2p"], type_vocab_size=0, position_biased_input=False, max_relative_positions=-1,
+    )  # fmt: skip
+    model = DebertaV2ForSequenceClassification(shape).eval()
+    ids = torch.randint(5, 1000, (1, tokens))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(model, (ids, torch.ones_like(ids)), path, input_names=["ids", "mask"], dynamo=False)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {"ids": ids.numpy(), "mask": np.ones((1, tokens), np.int64)}
+    times = []
+    for _ in range(30):
+        started = time.perf_counter()
+        session.run(None, feed)
+        times.append((time.perf_counter() - started) * 1e3)
+    return percentile(times[5:], 0.5)
 
 
 def product_weights(path: Path) -> int:
@@ -127,6 +157,7 @@ def main() -> None:
     started = time.perf_counter()
     answers = guard.answer([QUERY] * 8, force=True)
     written = time.perf_counter() - started
+    rival = deberta_p50(arguments.threads, tokens + 2)
     result = {
         "benchmark": "check", "processor": processor(), "cores": os.cpu_count(),
         "threads": arguments.threads, "query_tokens": tokens,
@@ -134,6 +165,8 @@ def main() -> None:
         "resident_mb_after_checks": round(memory), "cold_start_s": round(cold_start(), 2),
         "batch_queries_per_s": round(len(corpus) / seconds), "useful_gops_per_s": round(operations / seconds / 1e9),
         **{f"matmul_{name}_gops_per_s": round(matmul_rate(arguments.threads, name)) for name in ("fp32", "int8")},
+        "deberta_v3_base_p50_ms": round(rival, 1),
+        "times_faster_than_deberta": round(rival / percentile(times, 0.5), 1),
         "answers_per_s": round(len(answers) / written, 1),
     }  # fmt: skip
     for name, value in result.items():

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from haechi.ablate import AblateConfig
 from haechi.config import load_config
 from haechi.curate import CurateConfig
 from haechi.errors import ConfigError
 from haechi.evaluate import EvaluateConfig
 from haechi.train import TrainConfig
 
-KINDS = {"train": TrainConfig, "curate": CurateConfig, "evaluate": EvaluateConfig}
+KINDS = {"train": TrainConfig, "curate": CurateConfig, "evaluate": EvaluateConfig, "ablate": AblateConfig}
 SHIPPED = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in KINDS]
 
 

@@ -75,6 +75,23 @@ def test_contrasts_never_straddle_the_split(data: Path) -> None:
     assert all(row["example"].get("response") for row in parts["train"])
 
 
+def test_a_smaller_mix_is_part_of_the_larger_and_validated_on_the_same_rows(data: Path) -> None:
+    sources = (Source(set="train.en", validation=0.1), Source(set="dangerousqa"))
+    _, whole = run(data, *sources)
+    _, half = run(data, *sources, share=0.5)
+    _, tenth = run(data, *sources, share=0.1)
+    _, without = run(data, *sources, without=("train.en",))
+    ids = [{row["example"]["id"] for row in parts["train"]} for parts in (whole, half, tenth)]
+    assert ids[2] < ids[1] < ids[0] and 0.4 < len(ids[1]) / len(ids[0]) < 0.6
+    groups = [{row["example"].get("group") for row in parts["train"]} for parts in (whole, half)]
+    left = [row for row in whole["train"] if row["example"]["id"] not in ids[1] and "group" in row["example"]]
+    assert not {row["example"]["group"] for row in left} & groups[1]
+    assert {row["example"]["id"].split("-")[0] for row in without["train"]} == {"dangerousqa"}
+    assert whole["valid"] == half["valid"] == tenth["valid"] == without["valid"]
+    with pytest.raises(ValueError, match=r"'trian.en' is none of the sources; did you mean 'train.en'"):
+        run(data, *sources, without=("trian.en",))
+
+
 @pytest.mark.parametrize("name", ["xstest", "policy_test.en", "corpus/policy_test.ko.jsonl"])
 def test_evaluation_sets_may_not_be_trained_on(data: Path, name: str) -> None:
     with pytest.raises(DataError, match="measuring only"):

@@ -30,17 +30,22 @@ from haechi.store import fingerprint, read_json, write_json, write_text
 _LATENCY_QUERIES = 200
 
 
-class Variant(Config):
-    """One way to make the model: `key=value` words for each verb, as on the command line."""
+class Overrides(Config):
+    """`key=value` words for each verb, as on the command line."""
 
-    name: str
-    """What the table calls it."""
     curate: tuple[str, ...] = ()
     """Overrides of the curation."""
     train: tuple[str, ...] = ()
     """Overrides of the training."""
     evaluate: tuple[str, ...] = ()
     """Overrides of the evaluation."""
+
+
+class Variant(Overrides):
+    """One way to make the model."""
+
+    name: str
+    """What the table calls it."""
 
 
 class Question(Config):
@@ -68,6 +73,8 @@ class AblateConfig(Config):
     """Configuration of the training that is varied."""
     evaluate: Path
     """Configuration of the evaluation; its guards are replaced by the variant's model."""
+    always: Overrides = Overrides()
+    """Overrides of every variant, before its own."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds of the training; intervals need two."""
     figures: tuple[str, ...] = Field(default=("validation.auroc",), min_length=1)
@@ -86,7 +93,7 @@ class AblateConfig(Config):
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"two of {', '.join(names)} have the same name")
-        if self.curate is None and any(variant.curate for variant in self.variants()):
+        if self.curate is None and any(self.words(variant, "curate") for variant in self.variants()):
             raise ValueError("a variant overrides the curation, but curate names no configuration")
         return self
 
@@ -94,6 +101,10 @@ class AblateConfig(Config):
         """Every variant of every question."""
         for question in self.questions:
             yield from question.variants
+
+    def words(self, variant: Variant, verb: str) -> tuple[str, ...]:
+        """All overrides of a verb for a variant."""
+        return (*getattr(self.always, verb), *getattr(variant, verb))
 
 
 def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
@@ -109,7 +120,9 @@ def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str
     for variant in config.variants():
         _check(config, variant)
     measured: dict[str, dict[str, Any]] = {}
-    jobs = {_key(bases, variant, seed): (variant, seed) for seed in config.seeds for variant in config.variants()}
+    jobs = {
+        _key(config, bases, variant, seed): (variant, seed) for seed in config.seeds for variant in config.variants()
+    }
     for number, (key, (variant, seed)) in enumerate(jobs.items(), 1):
         report(f"{number}/{len(jobs)} {variant.name}, seed {seed}")
         folder = config.output / "runs" / key
@@ -140,13 +153,13 @@ def _check(config: AblateConfig, variant: Variant) -> None:
     from haechi.train.config import TrainConfig
 
     if config.curate:
-        load_config(CurateConfig, config.curate, variant.curate)
-    load_config(TrainConfig, config.train, variant.train)
-    load_config(EvaluateConfig, config.evaluate, variant.evaluate)
+        load_config(CurateConfig, config.curate, config.words(variant, "curate"))
+    load_config(TrainConfig, config.train, config.words(variant, "train"))
+    load_config(EvaluateConfig, config.evaluate, config.words(variant, "evaluate"))
 
 
-def _key(bases: Mapping[str, Any], variant: Variant, seed: int) -> str:
-    return fingerprint(bases, variant.curate, variant.train, variant.evaluate, seed)
+def _key(config: AblateConfig, bases: Mapping[str, Any], variant: Variant, seed: int) -> str:
+    return fingerprint(bases, [config.words(variant, verb) for verb in ("curate", "train", "evaluate")], seed)
 
 
 def _measure(
@@ -160,13 +173,15 @@ def _measure(
     if config.curate:
         rows = _rows(config, variant, log)
     model, exported = folder / "train" / "model", folder / "model"
-    _verb(log, "train", config.train, *variant.train, *rows, f"seed={seed}", f"output={folder / 'train'}")
+    _verb(
+        log, "train", config.train, *config.words(variant, "train"), *rows, f"seed={seed}", f"output={folder / 'train'}"
+    )
     _verb(log, "export", model, exported, "--precision", config.precision)
     _verb(
         log,
         "evaluate",
         config.evaluate,
-        *variant.evaluate,
+        *config.words(variant, "evaluate"),
         f'guards=["slm:{exported}"]',
         f"output={folder / 'evaluate'}",
     )
@@ -189,12 +204,12 @@ def _rows(config: AblateConfig, variant: Variant, log: Path) -> list[str]:
     """Curate the variant's rows unless another variant has; the overrides that make the training read them."""
     assert config.curate
     standard = load_config(CurateConfig, config.curate).output
-    folder = config.output / "rows" / fingerprint(read_yaml(config.curate), variant.curate)
+    folder = config.output / "rows" / fingerprint(read_yaml(config.curate), config.words(variant, "curate"))
     if not (folder / "manifest.json").exists():
-        _verb(log, "curate", config.curate, *variant.curate, f"output={folder}")
+        _verb(log, "curate", config.curate, *config.words(variant, "curate"), f"output={folder}")
     from haechi.train.config import TrainConfig
 
-    stages = load_config(TrainConfig, config.train, variant.train).stages
+    stages = load_config(TrainConfig, config.train, config.words(variant, "train")).stages
     return [f"stages.{number}.rows={folder}" for number, stage in enumerate(stages) if stage.rows == standard]
 
 
@@ -275,7 +290,7 @@ def _answer(
     """A question's variants with their figures: per seed, mean, interval, and paired difference to the first."""
     rows: list[dict[str, Any]] = []
     for variant in question.variants:
-        runs = [measured[_key(bases, variant, seed)] for seed in config.seeds]
+        runs = [measured[_key(config, bases, variant, seed)] for seed in config.seeds]
         failed = [str(one["failed"]) for one in runs if "failed" in one]
         done = [one for one in runs if "failed" not in one]
         row: dict[str, Any] = {"name": variant.name, "failed": failed, "figures": {}}

@@ -55,7 +55,9 @@ class CurateConfig(Config):
     sources: tuple[Source, ...] = Field(min_length=1)
     """In order; of duplicates the first stays."""
     without: tuple[str, ...] = ()
-    """Sets of `sources` to leave out, for ablations."""
+    """Sets not to train on, for ablations; their validation rows stay, so that all variants are judged on the same."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training rows to keep, whole contrast groups at random; a smaller share is part of a larger."""
     require_answer: bool = False
     """Leave out rows without an answer (instruction tuning)."""
     similarity: float = Field(default=0.6, gt=0, le=1)
@@ -83,12 +85,13 @@ def run(config: CurateConfig, report: Callable[[str], None] = print) -> dict[str
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
     counts: list[dict[str, Any]] = []
     for source in config.sources:
-        if source.set in config.without:
-            continue
         kept, count = _take(source, config, seen, index)
         counts.append({"set": source.set, **count})
         for row in kept:
-            held = _fraction(f"{config.seed}:{row.group or row.id}") < source.validation
+            group = row.group or row.id
+            held = _fraction(f"{config.seed}:{group}") < source.validation
+            if not held and (source.set in config.without or _fraction(f"{config.seed}:share:{group}") >= config.share):
+                continue
             parts["valid" if held else "train"].append(
                 {"weight": 1 if held else source.weight, "example": row.model_dump(exclude_none=True)}
             )

@@ -6,6 +6,7 @@ the head over the whole vocabulary, for writing. int8: weights per channel, acti
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import warnings
@@ -25,6 +26,64 @@ from haechi.report import model_card
 from haechi.store import write_text
 
 
+class _Kept:
+    """Which positions the last layer is to compute; set before each pass."""
+
+    positions: torch.Tensor
+
+
+class _SelfAttention(torch.nn.Module):
+    """BERT's self-attention as one product for queries, keys and values, their scale folded into the weights. With
+    `kept` only those positions ask; all still answer."""
+
+    def __init__(self, attention: Any, kept: _Kept | None) -> None:
+        super().__init__()
+        parts = (attention.query, attention.key, attention.value)
+        scales = (attention.scaling, 1.0, 1.0)
+        self.product = torch.nn.Linear(parts[0].in_features, 3 * attention.all_head_size)
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                fused = torch.cat([getattr(part, name) * scale for part, scale in zip(parts, scales, strict=True)])
+                getattr(self.product, name).copy_(fused)
+        self._shape = (attention.num_attention_heads, attention.attention_head_size)
+        self._layer, self._kept = attention.layer_idx, kept
+
+    def forward(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor, cache: DynamicCache, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        parts = self.product(hidden).split(math.prod(self._shape), -1)
+        query, key, value = (part.view(*part.shape[:2], *self._shape).transpose(1, 2) for part in parts)
+        key, value = cache.update(key, value, self._layer)
+        if self._kept:
+            query, attention_mask = query[:, :, self._kept.positions], attention_mask[:, :, self._kept.positions]
+        shares = torch.softmax(query @ key.transpose(2, 3) + attention_mask, -1)
+        return (shares @ value).transpose(1, 2).flatten(2), None
+
+
+class _KeptOutput(torch.nn.Module):
+    """The last layer's attention output, its residual cut to the kept positions."""
+
+    def __init__(self, output: Any, kept: _Kept) -> None:
+        super().__init__()
+        self.output, self._kept = output, kept
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.output(hidden, residual[:, self._kept.positions])
+        return result
+
+
+def _streamline(model: Any) -> _Kept | None:
+    """Rewrite a BERT for the graph: one product per attention, and a last layer that computes no more than is read.
+    A third of the time of a short query. Other architectures stay as they are; returns None for them."""
+    if model.config.model_type != "bert":
+        return None
+    kept, layers = _Kept(), model.bert.encoder.layer
+    for layer in layers:
+        layer.attention.self = _SelfAttention(layer.attention.self, kept if layer is layers[-1] else None)
+    layers[-1].attention.output = _KeptOutput(layers[-1].attention.output, kept)
+    return kept
+
+
 class _Body(torch.nn.Module):
     """A causal LM with its cache as plain tensors and its head cut off."""
 
@@ -32,6 +91,7 @@ class _Body(torch.nn.Module):
         super().__init__()
         self.model = model
         self._cache = cache_argument(model)
+        self._kept = _streamline(model)
         self.head = model.get_output_embeddings()
         self._weight, self._bias = self.head.weight, self.head.bias
         # With an identity for a head the model returns what the head would have been given.
@@ -48,12 +108,14 @@ class _Body(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
         additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        if self._kept:
+            self._kept.positions = keep
         hidden = self.model(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=additive,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=0 if self._kept else keep,
             **{self._cache: cache},
         ).logits
         logits = hidden @ self._weight[candidates].T
