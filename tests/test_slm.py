@@ -99,6 +99,7 @@ def test_answers_are_written_for_harmful_queries_only_unless_forced(guard: SLM) 
     assert harmless.text is None and harmless.verdict.unsafe is False
     forced = guard.answer(["how do I wash a car 1"], force=True)[0]
     assert forced.text and forced.verdict.unsafe is False
+    assert guard.answer(["how do I wash a car 1"], always=True)[0].text
 
 
 def test_an_answer_begins_in_the_querys_script_and_repeats_less_easily(guard: SLM) -> None:

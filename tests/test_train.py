@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from conftest import ROOT, examples, llama_folder, tiny_config, write_curated
-from haechi import train
+from haechi import answers, train
 from haechi.errors import ConfigError, DataError, ModelError
 from haechi.guards.slm import load
 from haechi.modelfolder import read_sheet
@@ -290,6 +291,22 @@ def test_a_step_is_a_random_draw_cut_into_passes_of_like_shape(bert_base: Path, 
     assert max(padded) <= 768 and sum(padded) < 1.4 * sum(row.tokens for row in shown(source))
     labels = [{row.branches[0].labels[0] for rows in step for row in rows} for step in steps[:-1]]
     assert all(len(both) == 2 for both in labels)
+
+
+def test_harmless_rows_can_learn_to_hand_over(trained: Path) -> None:
+    template = load(trained, engine="torch").template
+    rows = [Weighted(row, 1) for row in examples(40)]
+    stage = Stage(name="s", rows=Path("x"), lr=1.0, defer=0.5, force_share=0.0)
+    replies = defaultdict(list)
+    for row in shown(RowSource(rows, stage, template, 0)):
+        classify, *answer = row.branches
+        replies[classify.labels[0]].append(template.decode(answer[0].ids[1:]) if answer else None)
+    safe, unsafe = (replies[label] for label in template.labels)
+    assert 0.35 < safe.count(None) / len(safe) < 0.65 and None not in unsafe
+    expected = {template.decode(template.encode(text)) for lang in ("en", "ko") for text in answers.deferrals(lang)}
+    assert len(set(safe) - {None}) > 3 and all(
+        any(text.startswith(reply) for text in expected) for reply in set(safe) - {None}
+    )
 
 
 def test_the_rate_rises_then_falls_to_a_tenth() -> None:

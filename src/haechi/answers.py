@@ -44,6 +44,24 @@ _KEYS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "22233344455566677778889999"
 _PHONE_DIGITS = 7
 """So many digits are a number to call, whatever follows them."""
 _REFUSALS = {"ko": "안전을 위해 이 요청은 도와드릴 수 없습니다."}
+_DEFERRALS = {
+    "en": (
+        "That is fine to ask. The assistant can help you with it.",
+        "Nothing here speaks against it, so the assistant will take it from here.",
+        "This looks harmless. Please put it to the assistant.",
+        "I only keep watch; for this the assistant is the one to ask.",
+        "No concerns about this one. The assistant can give you a proper answer.",
+        "That is an ordinary question, and the assistant can answer it.",
+    ),
+    "ko": (
+        "괜찮은 질문이에요. 어시스턴트가 도와드릴 수 있어요.",
+        "문제없는 요청이니 어시스턴트에게 물어봐 주세요.",
+        "해로운 내용이 아니에요. 자세한 답은 어시스턴트가 드립니다.",
+        "저는 안전만 살피고 있어요. 이 질문은 어시스턴트에게 맡겨 주세요.",
+        "걱정할 점이 없는 질문입니다. 어시스턴트가 이어서 답해 드립니다.",
+        "평범한 질문이네요. 어시스턴트가 답해 드릴 수 있습니다.",
+    ),
+}
 _DECLINES = {
     "en": re.compile(
         r"n['’]t\b|\b(?:no|not|never|none|nothing|nobody|cannot|unable|refus\w+|declin\w+|sorry|instead|rather|without|"
@@ -128,6 +146,11 @@ def ends(text: str) -> bool:
 def refusal(language: str) -> str:
     """What to say when nothing of a written answer may be shown."""
     return _REFUSALS.get(language, "I can't help with this request.")
+
+
+def deferrals(language: str) -> tuple[str, ...]:
+    """Honest replies to a harmless query: a guard knows too little to answer it itself."""
+    return _DEFERRALS.get(language, _DEFERRALS["en"])
 
 
 def help_line(taxonomy: Taxonomy, category: str | None, language: str, locale: str, text: str) -> str:

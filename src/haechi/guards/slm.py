@@ -26,7 +26,7 @@ _BATCH_TOKENS = 4096
 """Padded tokens of one forward pass: large enough to fill the cores, small enough to stay in cache."""
 
 
-_REPEATED = 1.1
+REPETITION_PENALTY = 1.1
 """Divides the logits of tokens already written (Keskar et al. 2019, arXiv 1909.05858, section 4.1)."""
 
 
@@ -117,8 +117,14 @@ class SLM:
 
     # Answers
 
-    def answer(self, conversations: Sequence[Conversation | str], force: bool = False) -> list[Answer]:
-        """A verdict each, and for unsafe queries (all, when `force`d with `<|harm|>`) the safeguard answer."""
+    def answer(
+        self, conversations: Sequence[Conversation | str], force: bool = False, always: bool = False
+    ) -> list[Answer]:
+        """A verdict each, and for unsafe queries (all, when `force`d with `<|harm|>`) the safeguard answer.
+
+        `always`: safe queries are answered as well, not forced; a model trained with `defer` hands them to the
+        assistant.
+        """
         results: list[Answer | None] = [None] * len(conversations)
         texts = [item.query for item in Conversation.each(conversations)]
         queries = [self._worst_window(text) for text in texts]
@@ -127,7 +133,7 @@ class SLM:
             owners = [rows[index] for index in batch]
             prefill = self._prefill([queries[owner] or [] for owner in owners])
             verdicts = [self._verdict(prefill, row) for row in range(len(owners))]
-            wanted = [force or bool(verdict.unsafe) for verdict in verdicts]
+            wanted = [force or always or bool(verdict.unsafe) for verdict in verdicts]
             languages = [answers.language_of(texts[owner]) for owner in owners]
             drafts = [_Draft(language, finished=not want) for language, want in zip(languages, wanted, strict=True)]
             if any(wanted):
@@ -137,7 +143,7 @@ class SLM:
                 if not want or verdict.error:
                     results[owner] = Answer(verdict=verdict)
                     continue
-                pieces = self._checked(draft, verdict)
+                pieces = self._checked(draft, verdict, harmful=force or bool(verdict.unsafe))
                 results[owner] = Answer(
                     verdict=verdict, text=" ".join(pieces), language=draft.language, finished=draft.finished
                 )
@@ -219,7 +225,7 @@ class SLM:
         row twice, and the first letters are of the query's script."""
         written = list(set(draft.ids))
         again = logits[written]
-        logits[written] = np.where(again > 0, again / _REPEATED, again * _REPEATED)
+        logits[written] = np.where(again > 0, again / REPETITION_PENALTY, again * REPETITION_PENALTY)
         logits[_would_repeat(draft.ids)] = -np.inf
         if not draft.begun:
             logits[: len(self._scripts)][self._foreign(draft.language)] = -np.inf
@@ -241,8 +247,8 @@ class SLM:
         text, words = self.template.decode(draft.ids), self.sheet.casing
         return text if words is None else restore(text, words)
 
-    def _checked(self, draft: _Draft, verdict: Verdict) -> list[str]:
-        """The sentences that may be shown, and the help line that lives may depend on."""
+    def _checked(self, draft: _Draft, verdict: Verdict, *, harmful: bool = True) -> list[str]:
+        """The sentences that may be shown, and for a harmful query the help line that lives may depend on."""
         language, locale = draft.language, self._locale_for(draft.language)
         known = self.taxonomy.contacts(locale)
         parts = list(answers.sentences(self._text(draft)))
@@ -250,6 +256,8 @@ class SLM:
             # Cut at the length limit: the sentences that are whole are better than half a one more.
             parts.pop()
         shown = [part.strip() for part in parts if answers.allowed(part, known)]
+        if not harmful:
+            return shown or [answers.deferrals(language)[0]]
         category = verdict.category or max(verdict.categories, key=verdict.categories.__getitem__, default=None)
         line = answers.help_line(self.taxonomy, category, language, locale, " ".join(shown))
         return [part for part in (*shown, line) if part] or [answers.refusal(language)]

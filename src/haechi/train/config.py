@@ -104,6 +104,9 @@ class Stage(Config):
     """Which branches labelled rows get."""
     force_share: float = Field(default=0.3, ge=0, le=1)
     """Share of harmful rows with an answer that also get the `<|harm|>` form (the paper's 30%)."""
+    defer: float | None = Field(default=None, ge=0, le=1)
+    """Share of harmless rows that learn to hand the query to the assistant (`haechi.answers.deferrals`), in place of
+    their own answers; None: they learn their own answers."""
     vary: float = Field(default=0.0, ge=0, le=1)
     """Share of rows whose query is put in other words of asking (`haechi.perturb.vary`), anew in each epoch."""
     code_switch: float = Field(default=0.0, ge=0, le=1)

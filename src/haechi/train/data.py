@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from haechi import perturb
+from haechi import answers, perturb
 from haechi.errors import DataError
 from haechi.schema import Example
 from haechi.sets import data_folder
@@ -260,10 +260,15 @@ def _cut(rows: Sequence[Row], budget: int) -> list[list[Row]]:
 def _shown(row: Weighted, stage: Stage, template: Template, rng: random.Random, *, vary: bool) -> list[Row]:
     """A row as one epoch shows it: once with its answer, the other times with its verdict only, which is cheap."""
 
+    example = row.example
+    if stage.defer is not None and example.label == "safe":
+        reply = rng.choice(answers.deferrals(answers.language_of(example.query)))
+        example = example.model_copy(update={"response": reply if rng.random() < stage.defer else None})
+
     def typed() -> Example:
         if not vary or rng.random() >= stage.vary:
-            return row.example
-        return row.example.model_copy(update={"query": perturb.vary(row.example.query, rng)})
+            return example
+        return example.model_copy(update={"query": perturb.vary(example.query, rng)})
 
     times = int(row.weight) + (rng.random() < row.weight % 1)
     if not times:
