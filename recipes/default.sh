@@ -5,7 +5,6 @@
 set -euo pipefail
 haechi curate configs/curate/instruction.yaml
 haechi curate configs/curate/safety.yaml
-haechi curate configs/curate/safety.yaml output=runs/data/polish sources.1.weight=3  # train.ko
 haechi train configs/train/mini.yaml
 haechi export runs/haechi-mini/model src/haechi/data/haechi-mini
 haechi evaluate configs/evaluate/mini.yaml
