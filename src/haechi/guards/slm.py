@@ -133,17 +133,19 @@ class SLM:
             owners = [rows[index] for index in batch]
             prefill = self._prefill([queries[owner] or [] for owner in owners])
             verdicts = [self._verdict(prefill, row) for row in range(len(owners))]
-            wanted = [force or always or bool(verdict.unsafe) for verdict in verdicts]
-            languages = [answers.language_of(texts[owner]) for owner in owners]
-            drafts = [_Draft(language, finished=not want) for language, want in zip(languages, wanted, strict=True)]
-            if any(wanted):
-                for _ in self._decode(prefill, drafts, force):
-                    pass
-            for owner, verdict, want, draft in zip(owners, verdicts, wanted, drafts, strict=True):
-                if not want or verdict.error:
+            harmful = [force or bool(verdict.unsafe) for verdict in verdicts]
+            drafts = [_Draft(answers.language_of(texts[owner])) for owner in owners]
+            # What is judged harmful is asked for with <|harm|>: verdict and answer never disagree.
+            for kind in (True, False) if always else (True,):
+                if kind in harmful:
+                    turn = [draft if harm is kind else None for draft, harm in zip(drafts, harmful, strict=True)]
+                    for _ in self._decode(prefill, turn, force=kind):
+                        pass
+            for owner, verdict, harm, draft in zip(owners, verdicts, harmful, drafts, strict=True):
+                if verdict.error or not (harm or always):
                     results[owner] = Answer(verdict=verdict)
                     continue
-                pieces = self._checked(draft, verdict, harmful=force or bool(verdict.unsafe))
+                pieces = self._checked(draft, verdict, harmful=harm)
                 results[owner] = Answer(
                     verdict=verdict, text=" ".join(pieces), language=draft.language, finished=draft.finished
                 )
@@ -165,12 +167,12 @@ class SLM:
         draft = _Draft(answers.language_of(text))
         known = self.taxonomy.contacts(self._locale_for(draft.language))
         shown, sent = 0, []
-        for _ in self._decode(prefill, [draft], force):
+        for _ in self._decode(prefill, [draft], force=True):
             # The last sentence may still grow; all before it are whole.
             whole = [part.strip() for part in answers.sentences(self._text(draft))][:-1]
             for sentence in whole[shown:]:
                 shown += 1
-                if answers.allowed(sentence, known):
+                if answers.allowed(sentence, known) and not answers.hands_over(sentence):
                     sent.append(sentence)
                     yield sentence
         yield from self._checked(draft, verdict)[len(sent) :]
@@ -186,8 +188,9 @@ class SLM:
             harm |= {index: _harm(self._verdict(prefill, row)) for row, index in enumerate(batch)}
         return windows[max(harm, key=harm.__getitem__)]
 
-    def _decode(self, prefill: _Prefill, drafts: list[_Draft], force: bool) -> Iterator[None]:
-        """Write all drafts in step, each the likeliest token that `_weigh` leaves; yields after each token."""
+    def _decode(self, prefill: _Prefill, drafts: Sequence[_Draft | None], *, force: bool) -> Iterator[None]:
+        """Write the drafts in step (None: a row to leave out), each the likeliest token that `_weigh` leaves; yields
+        after each token."""
         head = self.template.answer_prompt(force=force)
         rows = len(drafts)
         segments, cache = prefill.segments, prefill.cache
@@ -205,7 +208,7 @@ class SLM:
             logits = step.logits[:, 0]
             logits[:, banned] = -np.inf
             for row, draft in enumerate(drafts):
-                if draft.finished:
+                if draft is None or draft.finished:
                     continue
                 self._weigh(logits[row], draft)
                 token = int(logits[row].argmax())
@@ -215,9 +218,10 @@ class SLM:
                     draft.ids.append(token)
                     draft.begun = draft.begun or self._scripts[token] is not None
             yield
-            if all(draft.finished for draft in drafts):
+            if all(draft is None or draft.finished for draft in drafts):
                 return
-            ids = np.array([[draft.ids[-1] if draft.ids else self.template.eos] for draft in drafts], np.int64)
+            last = [draft.ids[-1] if draft and draft.ids else self.template.eos for draft in drafts]
+            ids = np.array(last, np.int64)[:, None]
             positions = positions[:, -1:] + 1
 
     def _weigh(self, logits: Floats, draft: _Draft) -> None:
@@ -248,19 +252,26 @@ class SLM:
         return text if words is None else restore(text, words)
 
     def _checked(self, draft: _Draft, verdict: Verdict, *, harmful: bool = True) -> list[str]:
-        """The sentences that may be shown, and for a harmful query the help line that lives may depend on."""
+        """The sentences that may be shown; for a harmful query one of them declines, and the help line that lives may
+        depend on follows."""
         language, locale = draft.language, self._locale_for(draft.language)
         known = self.taxonomy.contacts(locale)
         parts = list(answers.sentences(self._text(draft)))
         if not draft.finished and len(parts) > 1 and not answers.ends(parts[-1]):
             # Cut at the length limit: the sentences that are whole are better than half a one more.
             parts.pop()
-        shown = [part.strip() for part in parts if answers.allowed(part, known)]
+        shown = [
+            part.strip()
+            for part in parts
+            if answers.allowed(part, known) and not (harmful and answers.hands_over(part))
+        ]
         if not harmful:
             return shown or [answers.deferrals(language)[0]]
+        if not shown or not answers.declines(" ".join(shown)):
+            shown.append(answers.refusal(language))
         category = verdict.category or max(verdict.categories, key=verdict.categories.__getitem__, default=None)
         line = answers.help_line(self.taxonomy, category, language, locale, " ".join(shown))
-        return [part for part in (*shown, line) if part] or [answers.refusal(language)]
+        return [*shown, line] if line else shown
 
     def _locale_for(self, language: str) -> str:
         return self._locale or answers.LOCALES.get(language, "US")
