@@ -93,21 +93,26 @@ def test_verdict_and_answer_come_from_one_prefill(guard: SLM, monkeypatch: pytes
     assert answer.verdict.unsafe and lengths[:2] == [query + 2, 2] and set(lengths[2:]) == {1}
 
 
-def test_what_is_judged_harmful_is_asked_for_as_such(guard: SLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads: list[list[int]] = []
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_what_is_judged_harmful_is_asked_for_as_such(exported: Path, trained: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     engine: str) -> None:  # fmt: skip
+    guard = load(trained if engine == "torch" else exported, engine=engine)
+    heads: list[list[list[int]]] = []
     forward = guard._engine.forward
 
     def kept(ids: Any, *args: Any, **options: Any) -> Any:
-        heads.append(ids[0].tolist())
+        heads.append(ids.tolist())
         return forward(ids, *args, **options)
 
-    monkeypatch.setattr(guard._engine, "forward", kept)
     queries = ["how do I steal a car 1", "how do I wash a car 1"]
-    harmful, harmless = guard.answer(queries, always=True)
-    assert harmful.text == guard.answer(queries)[0].text == guard.answer(queries, force=True)[0].text
-    assert harmless.text
+    alone = [guard.answer([query], always=True)[0].text for query in queries]
+    monkeypatch.setattr(guard._engine, "forward", kept)
+    together = guard.answer(queries, always=True)
+    # Both are written in the same steps, the shorter head padded.
+    assert [answer.text for answer in together] == alone and all(alone)
     harm, expl = guard.template.id("<|harm|>"), guard.template.id("<|expl|>")
-    assert [head for head in heads if expl in head] == [[harm, expl], [expl], [harm, expl], [harm, expl]]
+    assert heads[1] == [[harm, expl], [guard.template.eos, expl]] and not any(expl in row for row in heads[2])
+    assert guard.answer(queries)[0].text == alone[0] == guard.answer(queries, force=True)[0].text
 
 
 def test_answers_are_written_for_harmful_queries_only_unless_forced(guard: SLM) -> None:

@@ -134,13 +134,13 @@ class SLM:
             prefill = self._prefill([queries[owner] or [] for owner in owners])
             verdicts = [self._verdict(prefill, row) for row in range(len(owners))]
             harmful = [force or bool(verdict.unsafe) for verdict in verdicts]
-            drafts = [_Draft(answers.language_of(texts[owner])) for owner in owners]
+            drafts = [
+                _Draft(answers.language_of(texts[owner]), finished=not (harm or always))
+                for owner, harm in zip(owners, harmful, strict=True)
+            ]
             # What is judged harmful is asked for with <|harm|>: verdict and answer never disagree.
-            for kind in (True, False) if always else (True,):
-                if kind in harmful:
-                    turn = [draft if harm is kind else None for draft, harm in zip(drafts, harmful, strict=True)]
-                    for _ in self._decode(prefill, turn, force=kind):
-                        pass
+            for _ in self._decode(prefill, drafts, harmful) if always or any(harmful) else ():
+                pass
             for owner, verdict, harm, draft in zip(owners, verdicts, harmful, drafts, strict=True):
                 if verdict.error or not (harm or always):
                     results[owner] = Answer(verdict=verdict)
@@ -167,7 +167,7 @@ class SLM:
         draft = _Draft(answers.language_of(text))
         known = self.taxonomy.contacts(self._locale_for(draft.language))
         shown, sent = 0, []
-        for _ in self._decode(prefill, [draft], force=True):
+        for _ in self._decode(prefill, [draft], [True]):
             # The last sentence may still grow; all before it are whole.
             whole = [part.strip() for part in answers.sentences(self._text(draft))][:-1]
             for sentence in whole[shown:]:
@@ -188,27 +188,29 @@ class SLM:
             harm |= {index: _harm(self._verdict(prefill, row)) for row, index in enumerate(batch)}
         return windows[max(harm, key=harm.__getitem__)]
 
-    def _decode(self, prefill: _Prefill, drafts: Sequence[_Draft | None], *, force: bool) -> Iterator[None]:
-        """Write the drafts in step (None: a row to leave out), each the likeliest token that `_weigh` leaves; yields
-        after each token."""
-        head = self.template.answer_prompt(force=force)
-        rows = len(drafts)
+    def _decode(self, prefill: _Prefill, drafts: Sequence[_Draft], force: Sequence[bool]) -> Iterator[None]:
+        """Write the drafts in step, each the likeliest token that `_weigh` leaves; yields after each token."""
+        heads = [self.template.answer_prompt(force=one) for one in force]
+        rows, width = len(drafts), max(map(len, heads))
         segments, cache = prefill.segments, prefill.cache
         # The verdict's columns stay in the cache; as a sibling branch the answer does not see them.
         branch = int(segments.max()) + 1
-        ids = np.tile(np.array(head, np.int64), (rows, 1))
-        positions = prefill.lengths[:, None] + np.arange(len(head))
+        ids, own = np.full((rows, width), self.template.eos, np.int64), np.zeros((rows, width), np.int64)
+        for row, head in enumerate(heads):
+            # Shorter heads are padded in front, so that all end in the same column.
+            ids[row, width - len(head) :], own[row, width - len(head) :] = head, branch
+        positions = prefill.lengths[:, None] + np.maximum(0, np.cumsum(own > 0, axis=1) - 1)
         banned = self.template.forbidden()
         for _ in range(self.sheet.template.answer):
             new = ids.shape[1]
-            segments = np.concatenate([segments, np.full((rows, new), branch, np.int64)], axis=1)
+            segments = np.concatenate([segments, own], axis=1)
             mask = visible(segments, self.sheet.template.attention, new=new)
             step = self._engine.forward(ids, positions, mask, np.array([new - 1]), cache=cache)
             cache = step.cache
             logits = step.logits[:, 0]
             logits[:, banned] = -np.inf
             for row, draft in enumerate(drafts):
-                if draft is None or draft.finished:
+                if draft.finished:
                     continue
                 self._weigh(logits[row], draft)
                 token = int(logits[row].argmax())
@@ -218,10 +220,10 @@ class SLM:
                     draft.ids.append(token)
                     draft.begun = draft.begun or self._scripts[token] is not None
             yield
-            if all(draft is None or draft.finished for draft in drafts):
+            if all(draft.finished for draft in drafts):
                 return
-            last = [draft.ids[-1] if draft and draft.ids else self.template.eos for draft in drafts]
-            ids = np.array(last, np.int64)[:, None]
+            last = [draft.ids[-1] if draft.ids else self.template.eos for draft in drafts]
+            ids, own = np.array(last, np.int64)[:, None], np.full((rows, 1), branch, np.int64)
             positions = positions[:, -1:] + 1
 
     def _weigh(self, logits: Floats, draft: _Draft) -> None:
