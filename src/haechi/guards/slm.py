@@ -26,8 +26,9 @@ _BATCH_TOKENS = 4096
 """Padded tokens of one forward pass: large enough to fill the cores, small enough to stay in cache."""
 
 
-REPETITION_PENALTY = 1.1
-"""Divides the logits of tokens already written (Keskar et al. 2019, arXiv 1909.05858, section 4.1)."""
+REPETITION_PENALTY = 1.2
+"""Divides the logits of tokens already written (Keskar et al. 2019, arXiv 1909.05858, section 4.1); its size by
+`benchmarks/decoding.py`."""
 
 
 @dataclass
