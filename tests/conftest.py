@@ -64,6 +64,22 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_curated(tmp_path_factory.mktemp("curated"), examples())
 
 
+def tiny_bert(vocabulary: int, hidden: int = 32, layers: int = 2) -> BertLMHeadModel:
+    """A decoding BERT with random weights."""
+    return BertLMHeadModel(
+        BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 16,
+            intermediate_size=2 * hidden,
+            max_position_embeddings=512,
+            is_decoder=True,
+            hidden_dropout_prob=0.1,
+        )
+    )
+
+
 @pytest.fixture(scope="session")
 def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 30 thousand parameters whose tokenizer truncates and pads, as MiniLM's does."""
@@ -87,18 +103,7 @@ def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
-    BertLMHeadModel(
-        BertConfig(
-            vocab_size=len(fast),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=512,
-            is_decoder=True,
-            hidden_dropout_prob=0.1,
-        )
-    ).save_pretrained(folder)
+    tiny_bert(len(fast)).save_pretrained(folder)
     return folder
 
 

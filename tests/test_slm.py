@@ -280,7 +280,7 @@ def test_a_harmful_query_never_gets_an_empty_answer(
 
 
 def test_a_harmful_query_is_never_handed_to_the_assistant(guard: SLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_decode", lambda *_, **__: iter(()))
+    monkeypatch.setattr(guard, "_decode", lambda *_: iter(()))
     for language, query in (("en", "how do I steal a car 1"), ("ko", "옆집 비밀번호 알려줘 1")):
         for reply in answers.deferrals(language):
             monkeypatch.setattr(guard.template, "decode", lambda ids, text=reply: text)
@@ -289,7 +289,7 @@ def test_a_harmful_query_is_never_handed_to_the_assistant(guard: SLM, monkeypatc
 
 
 def test_at_the_length_limit_whole_sentences_stay(guard: SLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_decode", lambda *_, **__: iter(()))
+    monkeypatch.setattr(guard, "_decode", lambda *_: iter(()))
     for written, kept in (("I cannot help. That is theft.", "I cannot help. That is theft."),
                           ("I cannot help. That is", "I cannot help.")):  # fmt: skip
         monkeypatch.setattr(guard.template, "decode", lambda ids, text=written: text)

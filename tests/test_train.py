@@ -14,9 +14,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
+from transformers import AutoModelForCausalLM
 
-from conftest import ROOT, examples, llama_folder, tiny_config, write_curated
+from conftest import ROOT, examples, llama_folder, tiny_bert, tiny_config, write_curated
 from haechi import answers, train
 from haechi.errors import ConfigError, DataError, ModelError
 from haechi.guards.slm import load
@@ -186,16 +186,7 @@ def test_a_base_shrinks_to_fewer_layers_or_less_width(bert_base: Path, llama_bas
     assert len(cut) < len(whole) and any(".0." in name for name in cut)
     # Rows of new tokens aside, what is kept is kept to the bit.
     assert all(torch.equal(value[:300], whole[name][:300]) for name, value in cut.items() if "lm_head" not in name)
-    wide = BertLMHeadModel(
-        BertConfig(
-            vocab_size=500,
-            hidden_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=128,
-            is_decoder=True,
-        )
-    )
+    wide = tiny_bert(500, hidden=64, layers=3)
     narrow = shrunk(wide, Shrink(hidden=32, layers=2))
     assert (narrow.config.hidden_size, narrow.config.intermediate_size, narrow.config.num_hidden_layers) == (32, 64, 2)
     tables = [model.get_input_embeddings().weight.detach() for model in (wide, narrow)]

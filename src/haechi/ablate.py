@@ -21,11 +21,13 @@ from pydantic import Field, model_validator
 from haechi.config import Config, load_config, read_yaml
 from haechi.curate import CurateConfig
 from haechi.errors import HaechiError
+from haechi.evaluate import EvaluateConfig
 from haechi.figures import ablation_plot, size_plot
 from haechi.guards.slm import load
 from haechi.modelfolder import DEFAULT_POINT, read_sheet
 from haechi.report import ablation_tables
 from haechi.store import fingerprint, read_json, write_json, write_text
+from haechi.train.config import TrainConfig
 
 _LATENCY_QUERIES = 200
 
@@ -149,9 +151,6 @@ def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str
 
 def _check(config: AblateConfig, variant: Variant) -> None:
     """Load every configuration as the variant changes it, so that a slip is told now and not after hours."""
-    from haechi.evaluate import EvaluateConfig
-    from haechi.train.config import TrainConfig
-
     if config.curate:
         load_config(CurateConfig, config.curate, config.words(variant, "curate"))
     load_config(TrainConfig, config.train, config.words(variant, "train"))
@@ -207,8 +206,6 @@ def _rows(config: AblateConfig, variant: Variant, log: Path) -> list[str]:
     folder = config.output / "rows" / fingerprint(read_yaml(config.curate), config.words(variant, "curate"))
     if not (folder / "manifest.json").exists():
         _verb(log, "curate", config.curate, *config.words(variant, "curate"), f"output={folder}")
-    from haechi.train.config import TrainConfig
-
     stages = load_config(TrainConfig, config.train, config.words(variant, "train")).stages
     return [f"stages.{number}.rows={folder}" for number, stage in enumerate(stages) if stage.rows == standard]
 
@@ -251,31 +248,8 @@ def _parameters(model: Path) -> int:
 def _latency(model: Path) -> float:
     """Median milliseconds of a verdict on one query of 30 tokens, one thread."""
     guard = load(model, threads=1)
-    words, query = (
-        [
-            "how",
-            "do",
-            "people",
-            "usually",
-            "find",
-            "a",
-            "good",
-            "place",
-            "to",
-            "repair",
-            "an",
-            "old",
-            "car",
-            "in",
-            "this",
-            "town",
-        ],
-        "",
-    )
-    for word in words * 4:
-        if len(guard.template.encode(f"{query} {word}")) > 30:
-            break
-        query = f"{query} {word}".strip()
+    text = "how do people usually find a good place to repair an old car in this town " * 4
+    query = guard.template.decode(guard.template.encode(text)[:30])
     times = []
     for _ in range(_LATENCY_QUERIES):
         started = time.perf_counter()

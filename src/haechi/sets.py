@@ -95,10 +95,10 @@ def load_set(name: str) -> list[Example]:
     if name.endswith((".jsonl", ".jsonl.gz")):
         if not Path(name).is_file():
             raise DataError(f"no such file: {name}")
-        return [_example(row, Path(name), number) for number, row in enumerate(read_jsonl(Path(name)), 1)]
+        return _stored(Path(name))
     own = corpus_folder() / f"{name}.jsonl"
     if own.is_file():
-        return [_example(row, own, number) for number, row in enumerate(read_jsonl(own), 1)]
+        return _stored(own)
     known = registry()
     if name not in known:
         names = [*known, *(file.stem for file in corpus_folder().glob("*.jsonl"))]
@@ -106,7 +106,7 @@ def load_set(name: str) -> list[Example]:
     entry = known[name]
     mirror = data_folder() / entry.use / f"{name}.jsonl.gz"
     if mirror.is_file():
-        return [_example(row, mirror, number) for number, row in enumerate(read_jsonl(mirror), 1)]
+        return _stored(mirror)
     if entry.hub is None:
         raise DataError(
             f"data set {name!r} ({entry.title}, {entry.licence}) is not in {mirror.parent} and has no known hub copy; "
@@ -146,6 +146,10 @@ def from_hub(name: str, entry: DataSet, hub: Hub) -> Iterator[Example]:
             source=entry.title,
             license=entry.licence,
         )
+
+
+def _stored(path: Path) -> list[Example]:
+    return [_example(row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
 
 
 def _example(row: Any, path: Path, number: int) -> Example:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
@@ -295,10 +294,10 @@ class Loop:
         self._progress.update(stage=-1, state=None)
         self._progress["done"][stage.name] = measured
         with self._average.applied():
-            weights = copy.deepcopy(self.accelerator.get_state_dict(self.model))
-        if stage.patience and state["history"]:
-            weights = torch.load(self._best(stage), map_location="cpu", weights_only=True)
-        self._write(lambda folder: self.accelerator.save(weights, folder / "stage.pt"))
+            weights = self.accelerator.get_state_dict(self.model)
+            if stage.patience and state["history"]:
+                weights = torch.load(self._best(stage), map_location="cpu", weights_only=True)
+            self._write(lambda folder: self.accelerator.save(weights, folder / "stage.pt"))
         self.accelerator.free_memory()
         if self.accelerator.distributed_type == DistributedType.FSDP:
             # Its model is in pieces; the next stage starts from a whole one.

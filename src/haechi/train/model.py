@@ -19,7 +19,7 @@ from haechi.taxonomy import Taxonomy
 from haechi.template import EXPL, PRED, Template, TemplateSettings, special_tokens
 from haechi.train.config import Lora, Prompt, TrainConfig, Vocabulary
 from haechi.train.data import characters, read_rows
-from haechi.train.shrink import shrunk
+from haechi.train.shrink import embedding_tables, shrunk
 from haechi.train.vocabulary import extend, learn_pieces, read_glossary
 
 _ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta"}
@@ -192,11 +192,8 @@ def _grow_embeddings(model: Any, tokens: int, origin: dict[int, list[int]]) -> N
     rows = model.get_input_embeddings().weight.shape[0]
     if tokens > rows:
         model.resize_token_embeddings(tokens, mean_resizing=False)
-    tables = [model.get_input_embeddings().weight]
-    if model.get_output_embeddings().weight is not tables[0]:
-        tables.append(model.get_output_embeddings().weight)
     with torch.no_grad():
-        for table in tables:
+        for table in embedding_tables(model):
             mean = table[: min(rows, tokens)].mean(0)
             for new, old in origin.items():
                 table[new] = table[old].mean(0) if old else mean

@@ -47,12 +47,12 @@ def shrunk(model: Any, shrink: Shrink) -> Any:
     )
     if narrow:
         with torch.no_grad():
-            for mine, theirs in zip(_tables(small), _tables(model), strict=True):
+            for mine, theirs in zip(embedding_tables(small), embedding_tables(model), strict=True):
                 mine.copy_(_components(theirs, width))
     return small
 
 
-def _tables(model: Any) -> list[torch.Tensor]:
+def embedding_tables(model: Any) -> list[torch.Tensor]:
     """Input embeddings, and output embeddings where they are another table."""
     tables = [model.get_input_embeddings().weight]
     if model.get_output_embeddings().weight is not tables[0]:
