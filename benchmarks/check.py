@@ -136,7 +136,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
 
-    from haechi.guards.slm import default_model, load
+    from haechi.guards.slm import load
+    from haechi.modelfolder import default_model
 
     folder = Path(arguments.model) if arguments.model else default_model()
     guard = load(folder, threads=arguments.threads)

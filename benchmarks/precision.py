@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from haechi import metrics
-from haechi.guards.slm import default_model, load
+from haechi.guards.slm import load
+from haechi.modelfolder import default_model
 from haechi.sets import load_set
 
 SETS = ("xstest", "xstest.ko", "policy_test.en", "policy_test.ko", "jailbreakbench")

@@ -23,11 +23,11 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     load_config(KINDS[path.parent.name], path)
 
 
-MINI = ROOT / "configs" / "train" / "mini.yaml"
+START = ROOT / "configs" / "train" / "start.yaml"
 
 
 def test_overrides_reach_into_lists_and_keep_types() -> None:
-    config = load_config(TrainConfig, MINI, ["seed=7", "stages.0.lr=0.001", "prompt.attention=causal"])
+    config = load_config(TrainConfig, START, ["seed=7", "stages.0.lr=0.001", "prompt.attention=causal"])
     assert (config.seed, config.stages[0].lr, config.prompt.attention) == (7, 0.001, "causal")
 
 
@@ -47,7 +47,7 @@ def test_overrides_reach_into_lists_and_keep_types() -> None:
 )
 def test_a_wrong_key_or_type_is_one_line_that_names_it(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(TrainConfig, MINI, [override])
+        load_config(TrainConfig, START, [override])
     told = str(caught.value)
     assert message in told and "\n" not in told and told.count("stages") <= 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from haechi.guards.slm import default_model, load
-from haechi.modelfolder import read_sheet
+from haechi.guards.slm import load
+from haechi.modelfolder import default_model, read_sheet
 from haechi.taxonomy import load_taxonomy
 
 SOURCE = ROOT / "src" / "haechi"

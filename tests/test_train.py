@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conftest import ROOT, examples, llama_folder, tiny_bert, tiny_config, write_curated
-from haechi import answers, train
+from haechi import answers, export, train
 from haechi.errors import ConfigError, DataError, ModelError
 from haechi.guards.slm import load
 from haechi.modelfolder import read_sheet
@@ -145,6 +146,15 @@ def test_the_vocabulary_grows_by_composed_korean(bert_base: Path, curated: Path,
     both = Both(text, rows)
     # Rows beside text are dealt evenly: none lost, no step with more than its share.
     assert len(both) == len(text) and len(shown(both)) == len(shown(text)) + len(examples())
+
+    def read(**changes: int) -> list[list[int]]:
+        """The token rows of the text, sorted."""
+        source = TextSource(stage.model_copy(update=changes), base.template, 0, tmp_path / "cache")
+        return sorted([*row.query[1:], *row.branches[0].ids, *row.branches[0].labels[-1:]] for row in shown(source))
+
+    assert sorted(read(tokens=128) + read(tokens=128, skip=128)) == read()
+    with pytest.raises(DataError, match="ends before 1000016 tokens"):
+        read(skip=1_000_000)
     shares = [sum(map(len, rows.passes(step))) for step in range(len(rows))]
     assert max(shares) - min(shares) <= 1
     assert {len(row.query) for row in shown(text)} <= {1, 5}
@@ -171,6 +181,44 @@ def test_the_vocabulary_grows_by_composed_korean(bert_base: Path, curated: Path,
     (tmp_path / "glossary.tsv").write_text("비밀번호\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 1: expected a piece, a TAB"):
         load_base(config, load_taxonomy())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_export_can_be_trained_further(trained: Path, curated: Path, tmp_path: Path, precision: str) -> None:
+    folder = export.run(trained, tmp_path / "exported", precision, quiet)
+    base = load_base(tiny_config(folder, tmp_path / "run", curated, vocabulary=None), load_taxonomy())
+    before = AutoModelForCausalLM.from_pretrained(trained).state_dict()
+    after = base.model.state_dict()
+    assert before.keys() == after.keys() and base.template.tokenizer_hash == load(trained).template.tokenizer_hash
+    for name, value in before.items():
+        step = 1e-6 if precision == "fp32" else (value.max() - value.min()).clamp(min=1e-6) / 127
+        assert (value - after[name]).abs().max() <= step, name
+    further = load(train.run(tiny_config(folder, tmp_path / "run", curated), quiet))
+    first, *_ = further.check(["how do I steal a car 1"])
+    assert first.unsafe
+
+
+def test_what_cannot_be_trained_further_is_one_line(llama_base: Path, exported: Path, curated: Path,
+                                                    tmp_path: Path) -> None:  # fmt: skip
+    llama = train.run(tiny_config(llama_base, tmp_path / "llama", curated), quiet)
+    other = export.run(llama, tmp_path / "exported", "fp32", quiet)
+    with pytest.raises(ModelError, match="only exported BERT models can"):
+        load_base(tiny_config(other, tmp_path, curated), load_taxonomy())
+    broken = tmp_path / "broken"
+    shutil.copytree(exported, broken)
+    (broken / "head.onnx").write_bytes(b"")
+    with pytest.raises(ModelError):
+        load_base(tiny_config(broken, tmp_path, curated), load_taxonomy())
+
+
+def test_the_embedded_model_is_a_base(curated: Path, tmp_path: Path) -> None:
+    glossary = tmp_path / "glossary.tsv"
+    glossary.write_text("경찰\tpolice\n", encoding="utf-8")
+    known = Vocabulary(language="ko", pieces=0, glossary=glossary)
+    config = tiny_config(Path("haechi-mini"), tmp_path, curated, vocabulary=known)
+    base = load_base(config, load_taxonomy())
+    assert base.template.tokenizer_hash == load().template.tokenizer_hash
+    assert base.counterparts[base.template.id("경찰")] == [base.template.id("police")]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

