@@ -20,13 +20,14 @@ from pydantic import Field, model_validator
 
 from haechi.config import Config, load_config, read_yaml
 from haechi.curate import CurateConfig
-from haechi.errors import HaechiError
+from haechi.errors import DataError, HaechiError
 from haechi.evaluate import EvaluateConfig
 from haechi.figures import ablation_plot, size_plot
 from haechi.guards.slm import load
 from haechi.modelfolder import DEFAULT_POINT, read_sheet
 from haechi.report import ablation_tables
-from haechi.store import fingerprint, read_json, write_json, write_text
+from haechi.sets import set_file
+from haechi.store import digest, fingerprint, read_json, write_json, write_text
 from haechi.train.config import TrainConfig
 
 _LATENCY_QUERIES = 200
@@ -67,7 +68,7 @@ class AblateConfig(Config):
     """A grid of variants and seeds."""
 
     output: Path
-    """Folder for runs/, metrics.json, tables.md and the figures."""
+    """Folder for metrics.json, tables.md, the figures, and runs/ with logs and verdicts."""
     curate: Path | None = None
     """Configuration of the curation; stages that read its output read the variant's own instead. None: the rows are
     there and the same for all."""
@@ -110,42 +111,46 @@ class AblateConfig(Config):
 
 
 def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train and measure what is missing, then write metrics.json, tables.md and figures; returns the metrics.
+    """Train and measure what is missing; after each run metrics.json, tables.md and the figures show what is there.
 
-    Raises ConfigError before anything is trained when a configuration or an override is wrong.
+    metrics.json alone says what has been measured: with it in place, on this machine or another, only the rest is run.
+    Returns its contents. Raises ConfigError or DataError before anything is trained when a configuration or an override
+    is wrong, or rows are missing.
     """
-    bases = {
-        verb: read_yaml(path)
-        for verb, path in (("curate", config.curate), ("train", config.train), ("evaluate", config.evaluate))
-        if path is not None
-    }
     for variant in config.variants():
         _check(config, variant)
-    measured: dict[str, dict[str, Any]] = {}
-    jobs = {
-        _key(config, bases, variant, seed): (variant, seed) for seed in config.seeds for variant in config.variants()
-    }
+    grid = _Grid(config)
+    file = config.output / "metrics.json"
+    runs: dict[str, dict[str, Any]] = read_json(file)["runs"] if file.exists() else {}
+    jobs = {grid.key(variant, seed): (variant, seed) for seed in config.seeds for variant in config.variants()}
     for number, (key, (variant, seed)) in enumerate(jobs.items(), 1):
+        if key in runs and "failed" not in runs[key]:
+            continue
         report(f"{number}/{len(jobs)} {variant.name}, seed {seed}")
-        folder = config.output / "runs" / key
-        if not (folder / "measured.json").exists():
-            try:
-                write_json(folder / "measured.json", _measure(config, variant, seed, folder, report))
-            except HaechiError as error:
-                report(f"failed: {error}")
-                measured[key] = {"failed": str(error)}
-                continue
-        measured[key] = read_json(folder / "measured.json")
+        try:
+            runs[key] = _measure(config, variant, seed, config.output / "runs" / key, report)
+        except HaechiError as error:
+            report(f"failed: {error}")
+            runs[key] = {"failed": str(error)}
+        _write(grid, runs)
+    result = _write(grid, runs)
+    report(f"tables in {config.output / 'tables.md'}")
+    return result
+
+
+def _write(grid: _Grid, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Show what has been measured so far."""
+    config = grid.config
     result = {
         "config": config.model_dump(mode="json"),
-        "questions": [_answer(config, question, bases, measured) for question in config.questions],
+        "questions": [_answer(grid, question, runs) for question in config.questions],
+        "runs": runs,
     }
     write_json(config.output / "metrics.json", result)
     write_text(config.output / "tables.md", ablation_tables(result))
     ablation_plot(config.output / "ablations.svg", result)
     for question in (question for question in config.questions if question.curve):
         size_plot(config.output / f"{question.name}.svg", result, question.name)
-    report(f"tables in {config.output / 'tables.md'}")
     return result
 
 
@@ -157,8 +162,37 @@ def _check(config: AblateConfig, variant: Variant) -> None:
     load_config(EvaluateConfig, config.evaluate, config.words(variant, "evaluate"))
 
 
-def _key(config: AblateConfig, bases: Mapping[str, Any], variant: Variant, seed: int) -> str:
-    return fingerprint(bases, [config.words(variant, verb) for verb in ("curate", "train", "evaluate")], seed)
+class _Grid:
+    """The runs of a configuration, each known by everything that decides it: settings, overrides, seed, data."""
+
+    def __init__(self, config: AblateConfig) -> None:
+        self.config = config
+        paths = {"curate": config.curate, "train": config.train, "evaluate": config.evaluate}
+        self._bases = {verb: read_yaml(path) for verb, path in paths.items() if path is not None}
+        self._data = self._digests()
+
+    def key(self, variant: Variant, seed: int) -> str:
+        """What one run is known by."""
+        words = [self.config.words(variant, verb) for verb in ("curate", "train", "evaluate")]
+        return fingerprint(self._bases, words, seed, self._data)
+
+    def _digests(self) -> dict[str, str | None]:
+        """Content hashes of the sets and rows that are read."""
+        names = [*load_config(EvaluateConfig, self.config.evaluate).sets]
+        made = None
+        if self.config.curate:
+            curation = load_config(CurateConfig, self.config.curate)
+            names += [source.set for source in curation.sources]
+            made = curation.output
+        files = {name: set_file(name) for name in names}
+        digests = {name: None if file is None else digest(file) for name, file in files.items()}
+        for stage in load_config(TrainConfig, self.config.train).stages:
+            if stage.rows is not None and stage.rows != made:
+                rows = stage.rows / "train.jsonl"
+                if not rows.is_file():
+                    raise DataError(f"{rows} does not exist: make it with 'haechi curate CONFIG'")
+                digests[str(rows)] = digest(rows)
+        return digests
 
 
 def _measure(
@@ -258,20 +292,18 @@ def _latency(model: Path) -> float:
     return float(np.median(times) * 1000)
 
 
-def _answer(
-    config: AblateConfig, question: Question, bases: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _answer(grid: _Grid, question: Question, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A question's variants with their figures: per seed, mean, interval, and paired difference to the first."""
     rows: list[dict[str, Any]] = []
     for variant in question.variants:
-        runs = [measured[_key(config, bases, variant, seed)] for seed in config.seeds]
-        failed = [str(one["failed"]) for one in runs if "failed" in one]
-        done = [one for one in runs if "failed" not in one]
-        row: dict[str, Any] = {"name": variant.name, "failed": failed, "figures": {}}
+        runs = [measured.get(grid.key(variant, seed)) for seed in grid.config.seeds]
+        failed = [str(one["failed"]) for one in runs if one and "failed" in one]
+        done = [one for one in runs if one and "failed" not in one]
+        row: dict[str, Any] = {"name": variant.name, "failed": failed, "missing": runs.count(None), "figures": {}}
         for key in ("parameters", "latency_ms", "bytes", "minutes"):
             row[key] = float(np.mean([one[key] for one in done])) if done else None
-        for name in config.figures:
-            values = [None if "failed" in one else one["figures"][name] for one in runs]
+        for name in grid.config.figures:
+            values = [None if one is None or "failed" in one else one["figures"][name] for one in runs]
             first = rows[0]["figures"][name]["values"] if rows else values
             pairs = [(ours - theirs) for ours, theirs in zip(values, first, strict=True) if None not in (ours, theirs)]
             row["figures"][name] = {

@@ -188,9 +188,10 @@ def ablation_tables(result: Mapping[str, Any]) -> str:
         for variant in question["variants"]:
             cells = [variant["figures"][name] for name in config["figures"]]
             size, latency, minutes = (variant[key] for key in ("parameters", "latency_ms", "minutes"))
+            lacking = {"failed": len(variant["failed"]), "not run": variant["missing"]}
             rows.append(
                 [
-                    variant["name"] + (f" ({len(variant['failed'])} failed)" if variant["failed"] else ""),
+                    variant["name"] + "".join(f" ({count} {what})" for what, count in lacking.items() if count),
                     *(f"{_spread(cell)}{_difference(cell['difference'])}" for cell in cells),
                     "" if size is None else f"{size / 1e6:.1f}M",
                     "" if latency is None else f"{latency:.2f}",

@@ -87,29 +87,33 @@ def measured_only(name: str) -> bool:
     return (known is not None and known.use == "eval") or Path(name).name.startswith("policy_test")
 
 
+def set_file(name: str) -> Path | None:
+    """Where a set lies on this machine; None for one that only the hub has. Raises DataError for an unknown name."""
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        if not Path(name).is_file():
+            raise DataError(f"no such file: {name}")
+        return Path(name)
+    known, own = registry(), corpus_folder() / f"{name}.jsonl"
+    if not own.is_file() and name not in known:
+        names = [*known, *(file.stem for file in corpus_folder().glob("*.jsonl"))]
+        raise DataError(f"unknown data set {name!r}{did_you_mean(name, names)}")
+    places = [own, *([data_folder() / known[name].use / f"{name}.jsonl.gz"] if name in known else [])]
+    return next((place for place in places if place.is_file()), None)
+
+
 def load_set(name: str) -> list[Example]:
     """All rows of a set: a file of the corpus or of the local mirror, a JSONL path, else the public hub.
 
     Raises DataError naming the set, its home and its licence when it is in neither place.
     """
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        if not Path(name).is_file():
-            raise DataError(f"no such file: {name}")
-        return _stored(Path(name))
-    own = corpus_folder() / f"{name}.jsonl"
-    if own.is_file():
-        return _stored(own)
-    known = registry()
-    if name not in known:
-        names = [*known, *(file.stem for file in corpus_folder().glob("*.jsonl"))]
-        raise DataError(f"unknown data set {name!r}{did_you_mean(name, names)}")
-    entry = known[name]
-    mirror = data_folder() / entry.use / f"{name}.jsonl.gz"
-    if mirror.is_file():
-        return _stored(mirror)
+    file = set_file(name)
+    if file is not None:
+        return _stored(file)
+    entry = registry()[name]
     if entry.hub is None:
+        folder = data_folder() / entry.use
         raise DataError(
-            f"data set {name!r} ({entry.title}, {entry.licence}) is not in {mirror.parent} and has no known hub copy; "
+            f"data set {name!r} ({entry.title}, {entry.licence}) is not in {folder} and has no known hub copy; "
             f"fetch it from {entry.home} and set HAECHI_DATA to the folder that holds {entry.use}/{name}.jsonl.gz"
         )
     return list(from_hub(name, entry, entry.hub))
