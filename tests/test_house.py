@@ -32,6 +32,8 @@ LAYERS = [
         "report",
         "calibration",
         "figures",
+        "remote",
+        "llm",
     ],
     ["engines"],
     ["guards"],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from haechi.errors import ConfigError, DataError
-from haechi.guards import AnsweringGuard, Guard
+from haechi.guards import AnsweringGuard, Guard, judged
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import Journal, digest
 
@@ -75,12 +75,12 @@ def judge(guard: Guard, *, answers: bool = False, force: bool = False) -> Work:
         raise ConfigError(f"the guard {guard.name} writes no answers")
 
     def run(items: Sequence[Item]) -> Rows:
-        good = [Conversation.from_query(item.query) for item in items if item.query is not None]
+        good = [Conversation.from_query(item.query, str(item.id)) for item in items if item.query is not None]
         if answers:
             assert isinstance(guard, AnsweringGuard)
             rows: Iterator[Any] = iter(guard.answer(good, force))
         else:
-            rows = iter(guard.check(good))
+            rows = iter(judged(guard, good))
         results = []
         for item in items:
             if item.query is not None:

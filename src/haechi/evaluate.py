@@ -17,7 +17,7 @@ from haechi import answers, metrics
 from haechi.bulk import answer_row, verdict_row
 from haechi.config import Config
 from haechi.errors import ConfigError
-from haechi.guards import AnsweringGuard, Guard, load_guard
+from haechi.guards import AnsweringGuard, Guard, judged, load_guard
 from haechi.guards.slm import SLM
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example, Verdict
@@ -87,6 +87,9 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
                     measured["answers"][f"{name}{' forced' if force else ''}"] = _answered(
                         config, guard, name, sets[name], force
                     )
+        endpoint = getattr(guard, "endpoint", None)
+        if endpoint is not None:
+            measured["usage"] = endpoint.usage.summary(endpoint.access)
         result["guards"][guard.name] = measured
         write_json(config.output / "metrics.json", result)
     write_text(config.output / "tables.md", tables(result))
@@ -133,7 +136,7 @@ def _judged(config: EvaluateConfig, guard: Guard, name: str, rows: Sequence[Exam
         rows,
         lambda part: [
             verdict_row(row.id, verdict)
-            for row, verdict in zip(part, guard.check([_conversation(row) for row in part]), strict=True)
+            for row, verdict in zip(part, judged(guard, [_conversation(row) for row in part]), strict=True)
         ],
     )
     return [{key: value for key, value in row.items() if key != "id"} for row in written]

@@ -1,8 +1,9 @@
 """Guards by name. All of them are used through `Guard.check`; those that can also write have `answer`.
 
-A guard is named by `kind:argument` (`slm:runs/haechi-mini/model`, `keyword:words.txt`) or built from the others by a
-mapping (`{any_of: ["keyword:words.txt", slm]}`), so one line of YAML is enough in every configuration. A model with
-several operating points is named with one of them as `slm@strict:FOLDER`; `slm@strict` is the embedded model.
+A guard is named by `kind:argument` (`slm:runs/haechi-mini/model`, `judge:gpt-4-turbo`), by its kind and settings
+(`{judge: {model: gpt-4-turbo, concurrency: 2}}`), or built from others (`{any_of: ["keyword:words.txt", slm]}`), so one
+line of YAML is enough in every configuration. A model with several operating points is named with one of them as
+`slm@strict:FOLDER`; `slm@strict` is the embedded model.
 """
 
 from __future__ import annotations
@@ -41,8 +42,16 @@ class AnsweringGuard(Guard, Protocol):
 _KINDS = {
     "slm": "haechi.guards.slm:load",
     "keyword": "haechi.guards.keyword:load",
+    "frozen": "haechi.guards.frozen:load",
+    "judge": "haechi.guards.judge:judge",
+    "judge-ic": "haechi.guards.judge:judge_in_context",
+    "refusal": "haechi.guards.judge:refusal",
+    "openai-moderation": "haechi.guards.services:openai_moderation",
+    "perspective": "haechi.guards.services:perspective",
+    "azure-content-safety": "haechi.guards.services:azure_content_safety",
 }
 _WITH_POINTS = {"slm"}
+_WITHOUT_SETTINGS = {"slm", "keyword", "frozen"}
 _COMPOSITIONS = {
     "cascade": "haechi.guards.compose:cascade",
     "any_of": "haechi.guards.compose:any_of",
@@ -63,12 +72,30 @@ def load_guard(spec: str | Mapping[str, Any]) -> Guard:
     if not isinstance(spec, Mapping):
         raise ConfigError(f"a guard is a text such as 'keyword:FILE' or a mapping, not {spec!r}")
     if len(spec) != 1:
-        raise ConfigError(f"a composed guard is a mapping of one key ({', '.join(_COMPOSITIONS)}), not {dict(spec)!r}")
+        raise ConfigError(
+            f"a guard is a mapping of one key, its kind or one of {', '.join(_COMPOSITIONS)}, not {dict(spec)!r}"
+        )
     ((kind, argument),) = spec.items()
-    if kind in _KINDS:
+    if kind in _WITHOUT_SETTINGS:
         raise ConfigError(f"a {kind} guard is named in one text, '{kind}:ARGUMENT', not by a mapping")
-    composed: Guard = _lookup(kind, _COMPOSITIONS)(argument)
-    return composed
+    if kind in _KINDS and not isinstance(argument, Mapping):
+        raise ConfigError(f"the settings of a {kind} guard are a mapping, not {argument!r}")
+    made: Guard = _lookup(kind, _KINDS if kind in _KINDS else _COMPOSITIONS)(argument)
+    return made
+
+
+def judged(guard: Guard, conversations: Sequence[Conversation | str]) -> list[Verdict]:
+    """What `guard` says of each conversation. Raises ConfigError when it breaks its word: another number of verdicts
+    than conversations, or, from behind an endpoint, not one answer; what is wrong then is wrong with all of them."""
+    verdicts = guard.check(conversations)
+    if len(verdicts) != len(conversations):
+        raise ConfigError(f"{guard.name} gave {len(verdicts)} verdicts for {len(conversations)} rows")
+    if hasattr(guard, "endpoint"):
+        pairs = zip(Conversation.each(conversations), verdicts, strict=True)
+        asked = [verdict for item, verdict in pairs if item.query.strip()]
+        if asked and all(verdict.error for verdict in asked):
+            raise ConfigError(f"{guard.name} answered none of {len(asked)} rows: {asked[0].error}")
+    return verdicts
 
 
 def _lookup(kind: str, table: Mapping[str, str]) -> Any:
