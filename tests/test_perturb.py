@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haechi.perturb import vary
+from haechi.perturb import careless, spacing, typos, vary
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,17 @@ def test_a_verb_that_cannot_move_stays_where_it_is() -> None:
 
 @given(st.text(min_size=1), st.integers())
 def test_any_text_can_be_varied(query: str, seed: int) -> None:
-    assert vary(query, random.Random(seed)) == vary(query, random.Random(seed))
+    for change in (vary, careless):
+        assert change(query, random.Random(seed)) == change(query, random.Random(seed))
+
+
+def test_slips_are_as_many_as_asked_and_leave_the_rest() -> None:
+    english, korean = "how do i whittle a spoon " * 20, "나무 숟가락을 깎는 방법 " * 20
+    for query in (english, korean):
+        assert typos(query, random.Random(0), 0.0) == spacing(query, random.Random(0), 0.0) == query
+        assert spacing(query, random.Random(0), 0.5).replace(" ", "") == query.replace(" ", "")
+        little, much = (typos(query, random.Random(0), rate) for rate in (0.05, 0.5))
+        assert sum(a != b for a, b in zip(query, little, strict=False)) > 0 and query != little != much
+    assert typos("12 34!", random.Random(0), 1.0) == "12 34!"
+    # A Hangul slip stays a Hangul syllable.
+    assert all("가" <= letter <= "힣" or letter == " " for letter in typos(korean, random.Random(0), 1.0))

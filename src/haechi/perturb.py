@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
+from collections.abc import Callable
 
 _ENGLISH_HOW = re.compile(
     r"(?:how (?:to|do i|do you|can i|can you|could i|would i|should i)|(?:please )?(?:tell|show|teach) me how to|"
@@ -73,3 +75,70 @@ def vary(query: str, rng: random.Random) -> str:
     bare = query.rstrip(" .?!~")
     asks = query.rstrip().endswith("?")
     return (bare or query) + rng.choice(("", "?") if asks else ("", "."))
+
+
+_KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_NEIGHBOURS = {key: row[max(0, at - 1) : at] + row[at + 1 : at + 2] for row in _KEYS for at, key in enumerate(row)}
+_SYLLABLES, _VOWELS, _FINALS = 0xAC00, 21, 28
+_LIKE_VOWELS = {0: 4, 4: 0, 1: 5, 5: 1, 8: 13, 13: 8, 18: 20, 20: 18, 3: 7, 7: 3, 11: 15, 15: 11, 10: 15}
+"""Vowels that are confused in typing or by ear (ㅐ/ㅔ, ㅗ/ㅜ, ...), by their number in a syllable."""
+
+
+def typos(query: str, rng: random.Random, rate: float) -> str:
+    """About `rate` of the letters mistyped: dropped, doubled, exchanged with the next, or a neighbouring key. In a
+    Hangul syllable it is the vowel that slips or the final consonant that is lost."""
+    letters = list(unicodedata.normalize("NFC", query))
+    typed: list[str] = []
+    index = 0
+    while index < len(letters):
+        letter = letters[index]
+        index += 1
+        if not letter.isalpha() or rng.random() >= rate:
+            typed.append(letter)
+        elif "\uac00" <= letter <= "\ud7a3":
+            typed.append(_slipped(letter, rng))
+        else:
+            slip = rng.randrange(4)
+            if slip == 0:
+                continue
+            if slip == 1 and index < len(letters) and letters[index].isalpha():
+                typed += [letters[index], letter]
+                index += 1
+            elif slip == 2 and letter.lower() in _NEIGHBOURS:
+                typed.append(rng.choice(_NEIGHBOURS[letter.lower()]))
+            else:
+                typed += [letter, letter]
+    return "".join(typed)
+
+
+def _slipped(syllable: str, rng: random.Random) -> str:
+    code = ord(syllable) - _SYLLABLES
+    first, vowel, final = code // (_VOWELS * _FINALS), code // _FINALS % _VOWELS, code % _FINALS
+    if final and rng.random() < 0.5:
+        final = 0
+    else:
+        vowel = _LIKE_VOWELS.get(vowel, vowel)
+    return chr(_SYLLABLES + (first * _VOWELS + vowel) * _FINALS + final)
+
+
+def spacing(query: str, rng: random.Random, rate: float) -> str:
+    """Each space is lost with the probability `rate`, and a word is torn in two with a tenth of it per letter."""
+    typed = []
+    for before, letter in zip(" " + query, query, strict=False):
+        if letter.isspace():
+            if rng.random() >= rate:
+                typed.append(letter)
+            continue
+        if not before.isspace() and rng.random() < rate / 10:
+            typed.append(" ")
+        typed.append(letter)
+    return "".join(typed)
+
+
+_CARELESS: tuple[tuple[Callable[[str, random.Random, float], str], float], ...] = ((typos, 0.15), (spacing, 0.8))
+
+
+def careless(query: str, rng: random.Random) -> str:
+    """The query as a hurried user types it: misspelt, or its spaces wrong, a little or more."""
+    slip, most = rng.choice(_CARELESS)
+    return slip(query, rng, rng.random() * most) or query

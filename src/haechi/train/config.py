@@ -111,6 +111,8 @@ class Stage(Config):
     their own answers; None: they learn their own answers."""
     vary: float = Field(default=0.0, ge=0, le=1)
     """Share of rows whose query is put in other words of asking (`haechi.perturb.vary`), anew in each epoch."""
+    careless: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows whose query is misspelt or wrongly spaced (`haechi.perturb.careless`), anew in each epoch."""
     code_switch: float = Field(default=0.0, ge=0, le=1)
     """Each row draws a rate up to this, and so many of its query's words are put in the other language by the glossary
     (`vocabulary.glossary`), anew in each epoch: CoSDA-ML (arXiv 2006.06402)."""

@@ -270,9 +270,12 @@ def _shown(row: Weighted, stage: Stage, template: Template, rng: random.Random, 
         example = example.model_copy(update={"response": reply if rng.random() < stage.defer else None})
 
     def typed() -> Example:
-        if not vary or rng.random() >= stage.vary:
+        if not vary:
             return example
-        return example.model_copy(update={"query": perturb.vary(example.query, rng)})
+        query = perturb.vary(example.query, rng) if rng.random() < stage.vary else example.query
+        if stage.careless and rng.random() < stage.careless:
+            query = perturb.careless(query, rng)
+        return example.model_copy(update={"query": query})
 
     times = int(row.weight) + (rng.random() < row.weight % 1)
     if not times:
