@@ -146,10 +146,10 @@ def test_examples_are_drawn_from_the_corpus_and_never_from_a_test_set(server: Lo
         (said("", finish="length"), "all tokens went into thought"),
         (said("safe", finish="content_filter"), "content filter withheld"),
         (refused(400, "The response was filtered: content_filter"), "said 400"),
-        ((200, {"choices": []}), "not a chat completion"),
+        ((200, {"choices": []}), "not a completion"),
         (
             (200, {"choices": [{"message": {"content": "safe"}, "logprobs": {"content": [{}]}}]}),
-            "not a chat completion",
+            "not a completion",
         ),
     ],
 )

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from haechi.errors import ConfigError, did_you_mean
+from haechi.errors import ConfigError, MissingExtra, did_you_mean
 from haechi.schema import Answer, Conversation, Verdict
 
 
@@ -49,6 +50,16 @@ _KINDS = {
     "openai-moderation": "haechi.guards.services:openai_moderation",
     "perspective": "haechi.guards.services:perspective",
     "azure-content-safety": "haechi.guards.services:azure_content_safety",
+    "hf-classifier": "haechi.guards.local:classifier",
+    "llama-guard": "haechi.guards.open:load:llama-guard",
+    "llama-guard-ic": "haechi.guards.open:load:llama-guard-ic",
+    "aegis": "haechi.guards.open:load:aegis",
+    "wildguard": "haechi.guards.open:load:wildguard",
+    "shieldgemma": "haechi.guards.open:load:shieldgemma",
+    "granite-guardian": "haechi.guards.open:load:granite-guardian",
+    "qwen3guard": "haechi.guards.open:load:qwen3guard",
+    "gpt-oss-safeguard": "haechi.guards.open:load:gpt-oss-safeguard",
+    "kanana-safeguard": "haechi.guards.open:load:kanana-safeguard",
 }
 _WITH_POINTS = {"slm"}
 _WITHOUT_SETTINGS = {"slm", "keyword", "frozen"}
@@ -101,5 +112,11 @@ def judged(guard: Guard, conversations: Sequence[Conversation | str]) -> list[Ve
 def _lookup(kind: str, table: Mapping[str, str]) -> Any:
     if kind not in table:
         raise ConfigError(f"unknown guard {kind!r}{did_you_mean(kind, [*_KINDS, *_COMPOSITIONS])}")
-    module, _, attribute = table[kind].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, attribute, *bound = table[kind].split(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        if (error.name or "").startswith("haechi"):
+            raise
+        raise MissingExtra("train", f"the guard {kind!r}") from None
+    return partial(found, *bound)

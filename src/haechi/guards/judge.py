@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pydantic import Field
 from haechi.answers import declines
 from haechi.config import parse
 from haechi.errors import ConfigError
-from haechi.llm import Chat, ChatModel, Completion
+from haechi.llm import Chat, ChatModel, Completion, share
 from haechi.schema import Conversation, Example, Verdict
 from haechi.sets import load_set, measured_only
 from haechi.store import fingerprint
@@ -92,7 +91,9 @@ class JudgeGuard:
             )
         unsafe = found[1] is not None
         named = re.search("|".join(map(re.escape, self.taxonomy.codes)), text[found.end() :]) if unsafe else None
-        return Verdict(unsafe=unsafe, score=_share(completion.first), category=named[0] if named else None)
+        return Verdict(
+            unsafe=unsafe, score=share(completion, "", ["unsafe"], ["safe"]), category=named[0] if named else None
+        )
 
 
 class RefusalGuard:
@@ -177,15 +178,3 @@ def _examples(config: JudgeConfig) -> list[Example]:
             )
         drawn.append(draw.sample(labelled, config.examples))
     return [row for pair in zip(*drawn, strict=True) for row in pair]
-
-
-def _share(first: Mapping[str, float]) -> float | None:
-    """P(unsafe) against P(safe) by the first token, whole words or their beginnings; None when neither is there."""
-    safe = unsafe = 0.0
-    for token, logprob in first.items():
-        start = token.strip().lower()
-        if start and "unsafe".startswith(start):
-            unsafe += math.exp(logprob)
-        elif start and "safe".startswith(start):
-            safe += math.exp(logprob)
-    return unsafe / (safe + unsafe) if safe + unsafe > 0 else None
