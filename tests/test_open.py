@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
+from tenacity import Retrying, stop_after_delay, wait_fixed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
@@ -303,3 +308,41 @@ def test_the_deciding_token_is_found_behind_blanks_and_marks() -> None:
         Completion("Safety: Cont", marked), "safety:", ["unsafe", "controversial"], ["safe"]
     ) == pytest.approx(0.5)
     assert json.dumps(FAMILIES["qwen3guard"].yes(OpenConfig(reading="loose"))) == '["unsafe"]'
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """`transformers serve` holding a tiny random model: its address and the model's name there."""
+    words = tokenizer(tmp_path, PLAIN)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), num_key_value_heads=1, **SMALL)).save_pretrained(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path), "--host", "127.0.0.1"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for attempt in Retrying(stop=stop_after_delay(120), wait=wait_fixed(0.2)):
+            with attempt:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert httpx2.get(f"{url}/health").status_code == 200
+        yield f"{url}/v1", str(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_real_server_is_asked(served: tuple[str, str]) -> None:
+    url, model = served
+    access = {"model": model, "url": url, "retries": 0, "concurrency": 2}
+    (judged,) = load_guard({"judge": access}).check([QUERY])
+    assert "said neither safe nor unsafe" in (judged.error or "") or "gave no text" in (judged.error or ""), judged
+    refusal = load_guard({"refusal": {**access, "length": 8}})
+    verdicts = refusal.check([QUERY, "another"])
+    assert all(verdict.unsafe is False or "gave no text" in (verdict.error or "") for verdict in verdicts), verdicts
+    (wild,) = load_guard({"wildguard": {"model": model, "url": url, "server": {"retries": 0}}}).check([QUERY])
+    assert "wrote no verdict" in (wild.error or "") or "gave no text" in (wild.error or ""), wild
+    (lost,) = load_guard({"judge": {**access, "model": "another"}}).check([QUERY])
+    assert "said 400" in (lost.error or ""), lost

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ class Cache:
             self._base.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"cannot keep replies in {path}: {error}") from None
+        weakref.finalize(self, self._base.close)
         self._lock = threading.Lock()
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -146,6 +148,7 @@ class Endpoint:
             timeout=access.timeout,
             limits=httpx2.Limits(max_connections=access.concurrency),
         )
+        weakref.finalize(self, self._client.close)
         path = access.cache or os.environ.get("HAECHI_CACHE")
         self._cache = Cache(Path(path)) if path else None
         self._lock = threading.Lock()
