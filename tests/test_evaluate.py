@@ -16,6 +16,7 @@ from conftest import ROOT
 from haechi import evaluate, metrics
 from haechi.errors import ConfigError, HaechiError
 from haechi.evaluate import EvaluateConfig
+from haechi.guards import _KINDS
 from haechi.guards.keyword import KeywordGuard
 from haechi.guards.slm import load
 from haechi.report import paper, tables
@@ -69,6 +70,25 @@ def test_the_papers_rows_are_all_there() -> None:
     assert [len(table["rows"]) for table in paper()["tables"].values()] == [13, 13]
     ours = paper()["tables"]["xstest"]["rows"][0]
     assert (ours["system"], ours["weighted"]) == ("Ours", [0.91, 0.91, 0.91])
+    systems = {row["system"] for table in paper()["tables"].values() for row in table["rows"]}
+    assert systems == paper()["guards"].keys()
+    assert {spec.partition(":")[0] for spec in paper()["guards"].values()} <= _KINDS.keys()
+
+
+def test_two_guards_are_compared_row_by_row() -> None:
+    labels: list[Label] = ["unsafe"] * 60 + ["safe"] * 40
+    right = [Verdict(unsafe=label == "unsafe") for label in labels]
+    worse = [Verdict(error="x")] * 3 + [Verdict(unsafe=False)] * 7 + right[10:]
+    compared = metrics.compare(labels, right, worse)
+    assert (compared["only_first_right"], compared["only_second_right"]) == (10, 0)
+    assert compared["mcnemar_p"] == pytest.approx(2 * 0.5**10)
+    figures = [float(metrics.scores(metrics.cells(labels, said))["weighted_f1"]) for said in (right, worse)]
+    low, high = compared["interval"]
+    assert 0 < low < compared["difference"] < high
+    assert compared["difference"] == pytest.approx(figures[0] - figures[1])
+    assert metrics.compare(labels, worse, right)["difference"] == pytest.approx(-compared["difference"])
+    same = metrics.compare(labels, worse, worse)
+    assert (same["difference"], same["interval"], same["mcnemar_p"]) == (0.0, (0.0, 0.0), 1.0)
 
 
 @pytest.fixture

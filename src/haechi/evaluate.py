@@ -7,6 +7,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
         "config": config.model_dump(mode="json"),
         "sets": {name: {"rows": len(rows), "sha256": set_hash(rows)} for name, rows in sets.items()},
         "guards": {},
+        "comparisons": {},
     }
-    for guard in guards:
-        measured: dict[str, Any] = {"sets": {}, "answers": {}}
+    said: dict[str, dict[str, list[Verdict]]] = {name: {} for name in config.sets}
+    for guard, spec in zip(guards, config.guards, strict=True):
+        measured: dict[str, Any] = {"spec": spec, "sets": {}, "answers": {}}
         if isinstance(guard, SLM):
             measured |= {
                 "taxonomy": guard.sheet.taxonomy_version,
@@ -75,6 +78,7 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
         for name in config.sets:
             started = time.monotonic()
             verdicts = [Verdict(**row) for row in _judged(config, guard, name, sets[name])]
+            said[name][guard.name] = verdicts
             figures = measure(sets[name], verdicts, draws=config.draws, seed=config.seed)
             measured["sets"][name] = figures
             report(
@@ -92,6 +96,16 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             measured["usage"] = endpoint.usage.summary(endpoint.access)
         result["guards"][guard.name] = measured
         write_json(config.output / "metrics.json", result)
+    for name in config.sets:
+        labels = [row.label for row in sets[name] if row.label]
+        result["comparisons"][name] = [
+            {
+                "guards": [first, second],
+                **metrics.compare(labels, said[name][first], said[name][second], draws=config.draws, seed=config.seed),
+            }
+            for first, second in combinations(said[name], 2)
+        ]
+    write_json(config.output / "metrics.json", result)
     write_text(config.output / "tables.md", tables(result))
     report(f"tables in {config.output / 'tables.md'}")
     return result

@@ -14,13 +14,18 @@ from haechi.schema import Label, Verdict
 Array = npt.NDArray[np.float64]
 CELLS = ("safe/safe", "safe/unsafe", "safe/none", "unsafe/safe", "unsafe/unsafe", "unsafe/none")
 """Label and verdict of a row, in the order of a count vector."""
+_NUMBERS = {cell: number for number, cell in enumerate(CELLS)}
 
 
 def cells(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> Array:
     """How many rows fall in each of CELLS."""
+    return np.bincount(_placed(labels, verdicts), minlength=len(CELLS)).astype(np.float64)
+
+
+def _placed(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> npt.NDArray[np.int64]:
+    """Each row's number in CELLS."""
     said = ["none" if verdict.unsafe is None else "unsafe" if verdict.unsafe else "safe" for verdict in verdicts]
-    pairs = [f"{label}/{word}" for label, word in zip(labels, said, strict=True)]
-    return np.array([pairs.count(cell) for cell in CELLS], np.float64)
+    return np.array([_NUMBERS[f"{label}/{word}"] for label, word in zip(labels, said, strict=True)], np.int64)
 
 
 def scores(counts: Array) -> dict[str, Array]:
@@ -57,6 +62,36 @@ def interval(counts: Array, *, draws: int = 2000, seed: int = 0) -> dict[str, tu
         return {}
     sampled = np.random.default_rng(seed).multinomial(total, counts / total, size=draws).astype(np.float64)
     return {name: _middle(values) for name, values in scores(sampled).items()}
+
+
+def compare(
+    labels: Sequence[Label], ours: Sequence[Verdict], theirs: Sequence[Verdict], *, draws: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Two guards on the same rows: weighted F1 of the first less that of the second, its 95% interval by a bootstrap
+    that draws both verdicts of a row together, and the p of McNemar's exact test on which rows each got right."""
+    try:
+        from scipy.stats import binomtest
+    except ImportError:
+        raise MissingExtra("eval", "comparing guards") from None
+    width = len(CELLS)
+    joint = np.bincount(_placed(labels, ours) * width + _placed(labels, theirs), minlength=width**2).astype(np.float64)
+    sampled = np.random.default_rng(seed).multinomial(len(labels), joint / joint.sum(), size=draws)
+
+    def difference(counts: Array) -> Array:
+        table = counts.reshape(*counts.shape[:-1], width, width)
+        return scores(table.sum(-1))["weighted_f1"] - scores(table.sum(-2))["weighted_f1"]
+
+    right = np.array([cell in ("safe/safe", "unsafe/unsafe") for cell in CELLS])
+    table = joint.reshape(width, width)
+    only_ours, only_theirs = int(table[right][:, ~right].sum()), int(table[~right][:, right].sum())
+    both = only_ours + only_theirs
+    return {
+        "difference": float(difference(joint)),
+        "interval": _middle(difference(sampled.astype(np.float64))),
+        "only_first_right": only_ours,
+        "only_second_right": only_theirs,
+        "mcnemar_p": float(binomtest(only_ours, both).pvalue) if both else 1.0,
+    }
 
 
 def ranking(labels: Sequence[Label], verdicts: Sequence[Verdict], *, draws: int = 200, seed: int = 0) -> dict[str, Any]:

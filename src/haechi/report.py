@@ -12,6 +12,7 @@ import yaml
 from haechi.modelfolder import Point, Sheet
 
 LABELS = ("safe", "unsafe")
+_GROUPS = (*LABELS, "weighted")
 
 
 @cache
@@ -29,6 +30,9 @@ def tables(result: Mapping[str, Any]) -> str:
         parts += [f"## {guard}, in short", "", *summary(result, guard), ""]
     for name in result["config"]["sets"]:
         parts += [f"## {name} ({result['sets'][name]['rows']} rows)", "", *set_table(result, name), ""]
+        parts += [*map(_compared, result["comparisons"][name]), ""]
+    for table in paper()["tables"]:
+        parts += [*paper_table(result, table), ""]
     parts += ["## By category", "", *_category_table(result), ""]
     if any(guard["answers"] for guard in result["guards"].values()):
         parts += ["## Answers to harmful rows", "", *_answer_table(result), ""]
@@ -98,16 +102,45 @@ def set_table(result: Mapping[str, Any], name: str) -> list[str]:
                 str(figures["errors"]),
             ]
         )
-    for row in paper()["tables"].get(name, {"rows": []})["rows"]:
-        size = f" ({row['size']})" if "size" in row else ""
-        rows.append(
-            [
-                f"{row['system']}{size}, reported by the paper",
-                *(_triple(row[group]) for group in ("safe", "unsafe", "weighted")),
-                *[""] * 6,
-            ]
-        )
     return markdown(head, rows)
+
+
+def _compared(pair: Mapping[str, Any]) -> str:
+    first, second = pair["guards"]
+    low, high = pair["interval"]
+    p = pair["mcnemar_p"]
+    return (
+        f"- {first} against {second}: weighted F1 {pair['difference']:+.3f} ({low:+.3f} to {high:+.3f}); "
+        f"McNemar's p {'below 0.001' if p < 0.001 else f'{p:.3f}'}"
+    )
+
+
+def paper_table(result: Mapping[str, Any], table: str) -> list[str]:
+    """One of the paper's tables row for row: what it reported, and what its system's guard measured here on the set
+    `data/paper.yaml` names; where it was not run, the command that would."""
+    facts = paper()
+    entry = facts["tables"][table]
+    measured_on = entry["measured_on"]
+    if measured_on not in result["config"]["sets"]:
+        return []
+    rows = []
+    for row in entry["rows"]:
+        spec = facts["guards"][row["system"]]
+        ran = next((one for one in result["guards"].values() if one["spec"] == spec), None)
+        figures = ran["sets"].get(measured_on) if ran else None
+        here = (
+            [_triple(figures[f"{group}_{figure}"] for figure in facts["columns"]) for group in _GROUPS]
+            if figures
+            else ["", "", f"not run: `haechi evaluate configs/evaluate/paper.yaml 'guards=[\"{spec}\"]'`"]
+        )
+        size = f" ({row['size']})" if "size" in row else ""
+        rows.append([row["system"] + size, *(_triple(row[group]) for group in _GROUPS), *here])
+    head = [
+        "system",
+        *(f"{group} P/R/F1, reported" for group in _GROUPS),
+        *(f"{group} P/R/F1, measured here" for group in _GROUPS),
+    ]
+    return [f"## The paper's table on {entry['title']}", "", entry["note"], "", *markdown(head, rows)]
 
 
 def point_table(points: Mapping[str, Point]) -> list[str]:
