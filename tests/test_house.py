@@ -27,6 +27,7 @@ LAYERS = [
         "casing",
         "metrics",
         "modelfolder",
+        "normalise",
         "perturb",
         "sets",
         "report",

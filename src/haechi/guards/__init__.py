@@ -67,6 +67,7 @@ _COMPOSITIONS = {
     "cascade": "haechi.guards.compose:cascade",
     "any_of": "haechi.guards.compose:any_of",
     "threshold": "haechi.guards.compose:threshold",
+    "normalised": "haechi.guards.compose:normalised",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from haechi.errors import ConfigError
 from haechi.guards import AnsweringGuard, Guard, load_guard
+from haechi.normalise import normalise
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import fingerprint
 
@@ -95,6 +96,40 @@ class Threshold:
         return cut
 
 
+class Normalised:
+    """A guard that is shown the query in plain letters (`haechi.normalise`); it answers when that guard does."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self.name = f"normalised({guard.name})"
+        self.identity = fingerprint("normalised", guard.identity)
+        self.taxonomy = getattr(guard, "taxonomy", None)
+        if hasattr(guard, "endpoint"):
+            self.endpoint = guard.endpoint
+        if isinstance(guard, AnsweringGuard):
+            answer = guard.answer
+            self.answer = lambda conversations, force=False: answer(_plain(conversations), force)
+
+    def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
+        """See `Guard.check`."""
+        return self._guard.check(_plain(conversations))
+
+
+def _plain(conversations: Sequence[Conversation | str]) -> list[Conversation]:
+    """The conversations with what the user wrote in plain letters."""
+    return [
+        item.model_copy(
+            update={
+                "turns": tuple(
+                    turn.model_copy(update={"content": normalise(turn.content)}) if turn.role == "user" else turn
+                    for turn in item.turns
+                )
+            }
+        )
+        for item in Conversation.each(conversations)
+    ]
+
+
 def _severity(verdict: Verdict) -> tuple[int, float]:
     rank = 2 if verdict.unsafe else 1 if verdict.unsafe is None else 0
     return rank, verdict.score or 0.0
@@ -120,6 +155,11 @@ def threshold(spec: Any) -> Threshold:
     if not isinstance(spec, dict) or set(spec) != {"guard", "at"}:
         raise ConfigError("threshold needs exactly: guard, at")
     return Threshold(load_guard(spec["guard"]), _number(spec["at"], "at"))
+
+
+def normalised(spec: Any) -> Normalised:
+    """`{normalised: GUARD}`."""
+    return Normalised(load_guard(spec))
 
 
 def _members(specs: Any, name: str) -> list[Guard]:

@@ -1,0 +1,62 @@
+"""Undo what is done to a query's letters so that a guard does not know it again: full-width and styled letters,
+invisible characters, look-alikes of other scripts, stacked accents, Hangul taken apart, letters set one by one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_LOOK_ALIKES = str.maketrans(
+    "аеоросухіјѕԁӏһԛԝАВЕКМНОРСТУХІЈЅΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεικνορτυχɑɡıⅼ",
+    "aeopocyxijsdlhqwABEKMHOPCTYXIJSABEZHIKMNOPTYXaeiknoptuxagil",
+)
+"""Cyrillic, Greek and other letters that look like Latin ones (a part of Unicode's confusables, UTS 39)."""
+_FIRSTS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
+_VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
+_FINALS = ("", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ")
+_JAMO = re.compile(f"[{_FIRSTS}][{_VOWELS}](?:[{''.join(_FINALS)}](?![{_VOWELS}]))?")
+_LATIN = re.compile(r"[a-z]", re.I)
+_WORD = re.compile(r"\w+")
+_ONE_BY_ONE = re.compile(r"(?<!\w)[^\W\d_](?:[ .\-_*·][^\W\d_](?!\w)){3,}")
+_LOOSE = re.compile("([ㄱ-ㆎ]+)")
+
+
+def normalise(query: str) -> str:
+    """The query in plain letters; what is plain already stays as it is.
+
+    Compatibility forms are folded (NFKC), invisible characters and accents on Latin letters dropped, look-alikes in
+    mostly Latin text replaced, loose Hangul jamo composed into syllables, four or more letters set one by one joined.
+    """
+    text = "".join(letter for letter in query if unicodedata.category(letter) != "Cf")
+    # Jamo that stay loose ("ㅋㅋ") are left out of NFKC, which would make each a syllable's beginning.
+    parts = _LOOSE.split(_JAMO.sub(_syllable, text))
+    text = "".join(part if index % 2 else unicodedata.normalize("NFKC", part) for index, part in enumerate(parts))
+    text = _without_accents(text)
+    if 2 * len(_LATIN.findall(text)) >= sum(map(str.isalpha, text)):
+        text = _WORD.sub(_plain, text)
+    return _ONE_BY_ONE.sub(lambda match: re.sub(r"[ .\-_*·]", "", match[0]), text)
+
+
+def _syllable(match: re.Match[str]) -> str:
+    jamo = match[0]
+    place = _FIRSTS.index(jamo[0]) * len(_VOWELS) + _VOWELS.index(jamo[1])
+    return chr(0xAC00 + place * len(_FINALS) + _FINALS.index(jamo[2:]))
+
+
+def _without_accents(text: str) -> str:
+    """Marks on Latin letters dropped; other scripts, whose marks are letters of their own, left alone."""
+    kept: list[str] = []
+    base = ""
+    for letter in unicodedata.normalize("NFD", text):
+        if not unicodedata.combining(letter):
+            base = letter
+        elif _LATIN.fullmatch(base):
+            continue
+        kept.append(letter)
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+def _plain(match: re.Match[str]) -> str:
+    """A word with its look-alikes replaced, when that makes it a Latin word."""
+    folded = match[0].translate(_LOOK_ALIKES)
+    return folded if folded.isascii() else match[0]
