@@ -32,6 +32,7 @@ LAYERS = [
         "sets",
         "report",
         "calibration",
+        "attacks",
         "figures",
         "remote",
         "llm",

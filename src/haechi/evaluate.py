@@ -9,15 +9,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import haechi
 from haechi import answers, metrics
+from haechi.attacks import ATTACKS, disguised
 from haechi.bulk import answer_row, verdict_row
 from haechi.config import Config
-from haechi.errors import ConfigError
+from haechi.errors import ConfigError, did_you_mean
 from haechi.guards import AnsweringGuard, Guard, judged, load_guard
 from haechi.guards.slm import SLM
 from haechi.report import tables
@@ -39,10 +40,30 @@ class EvaluateConfig(Config):
     """Sets by name; rows without a label are left out."""
     answer_sets: tuple[str, ...] = ()
     """Sets on whose harmful rows answers are written, once on the guard's own verdict and once forced."""
+    perturbations: dict[str, tuple[Literal["low", "middle", "high"], ...]] = Field(default_factory=dict)
+    """Attacks (`haechi.attacks`) under which every set is judged once more, and at which strengths; `all` stands for
+    every attack."""
     draws: int = Field(default=2000, ge=100)
     """Bootstrap draws."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Of the bootstrap and of the attacks."""
+
+    @model_validator(mode="after")
+    def _attacks_are_known(self) -> Self:
+        for name in self.perturbations:
+            if name != "all" and name not in ATTACKS:
+                raise ValueError(f"unknown attack {name!r}{did_you_mean(name, ['all', *ATTACKS])}")
+        return self
+
+    def attacks(self) -> list[tuple[str, str]]:
+        """Every attack and strength, each once."""
+        pairs = [
+            (attack, strength)
+            for name, strengths in self.perturbations.items()
+            for attack in (ATTACKS if name == "all" else (name,))
+            for strength in strengths
+        ]
+        return list(dict.fromkeys(pairs))
 
 
 def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
@@ -68,7 +89,7 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     }
     said: dict[str, dict[str, list[Verdict]]] = {name: {} for name in config.sets}
     for guard, spec in zip(guards, config.guards, strict=True):
-        measured: dict[str, Any] = {"spec": spec, "sets": {}, "answers": {}}
+        measured: dict[str, Any] = {"spec": spec, "sets": {}, "answers": {}, "robustness": {}}
         if isinstance(guard, SLM):
             measured |= {
                 "taxonomy": guard.sheet.taxonomy_version,
@@ -79,6 +100,7 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             started = time.monotonic()
             verdicts = [Verdict(**row) for row in _judged(config, guard, name, sets[name])]
             said[name][guard.name] = verdicts
+            measured["robustness"][name] = _attacked(config, guard, name, sets[name], verdicts, report)
             figures = measure(sets[name], verdicts, draws=config.draws, seed=config.seed)
             measured["sets"][name] = figures
             report(
@@ -154,6 +176,44 @@ def _judged(config: EvaluateConfig, guard: Guard, name: str, rows: Sequence[Exam
         ],
     )
     return [{key: value for key, value in row.items() if key != "id"} for row in written]
+
+
+def _attacked(
+    config: EvaluateConfig,
+    guard: Guard,
+    name: str,
+    rows: Sequence[Example],
+    verdicts: Sequence[Verdict],
+    report: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Figures under each attack and strength, and their difference to the plain queries' (paired)."""
+    labels = [row.label for row in rows if row.label]
+    result: dict[str, dict[str, Any]] = defaultdict(dict)
+    for attack, strength in config.attacks():
+        changed = [
+            row.model_copy(update={"query": disguised(row.query, attack, strength, config.seed)}) for row in rows
+        ]
+        touched = sum(new.query != old.query for new, old in zip(changed, rows, strict=True))
+        if not touched:
+            continue
+        judged = [Verdict(**row) for row in _judged(config, guard, f"{name}~{attack}-{strength}", changed)]
+        figures = metrics.scores(metrics.cells(labels, judged))
+        result[attack][strength] = {
+            "changed": touched / len(rows),
+            **{figure: float(figures[figure]) for figure in ("weighted_f1", "unsafe_recall", "fpr")},
+            **metrics.compare(labels, judged, verdicts, draws=config.draws, seed=config.seed),
+        }
+    if result:
+        drops = [
+            (one["difference"], f"{attack} {strength}")
+            for attack, all in result.items()
+            for strength, one in all.items()
+        ]
+        report(
+            f"{guard.name} on {name} under {len(drops)} attacks: weighted F1 {min(drops)[0]:+.3f} at worst "
+            f"({min(drops)[1]})"
+        )
+    return dict(result)
 
 
 def _answered(

@@ -11,10 +11,10 @@ _LOOK_ALIKES = str.maketrans(
     "aeopocyxijsdlhqwABEKMHOPCTYXIJSABEZHIKMNOPTYXaeiknoptuxagil",
 )
 """Cyrillic, Greek and other letters that look like Latin ones (a part of Unicode's confusables, UTS 39)."""
-_FIRSTS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
-_VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
-_FINALS = ("", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ")
-_JAMO = re.compile(f"[{_FIRSTS}][{_VOWELS}](?:[{''.join(_FINALS)}](?![{_VOWELS}]))?")
+FIRSTS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
+VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
+FINALS = ("", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ")
+_JAMO = re.compile(f"[{FIRSTS}][{VOWELS}](?:[{''.join(FINALS)}](?![{VOWELS}]))?")
 _LATIN = re.compile(r"[a-z]", re.I)
 _WORD = re.compile(r"\w+")
 _ONE_BY_ONE = re.compile(r"(?<!\w)[^\W\d_](?:[ .\-_*·][^\W\d_](?!\w)){3,}")
@@ -32,15 +32,17 @@ def normalise(query: str) -> str:
     parts = _LOOSE.split(_JAMO.sub(_syllable, text))
     text = "".join(part if index % 2 else unicodedata.normalize("NFKC", part) for index, part in enumerate(parts))
     text = _without_accents(text)
-    if 2 * len(_LATIN.findall(text)) >= sum(map(str.isalpha, text)):
-        text = _WORD.sub(_plain, text)
+    folded = _WORD.sub(_plain, text)
+    # Russian or Greek has few words of look-alikes only; what becomes mostly Latin was Latin.
+    if 2 * len(_LATIN.findall(folded)) >= sum(map(str.isalpha, folded)):
+        text = folded
     return _ONE_BY_ONE.sub(lambda match: re.sub(r"[ .\-_*·]", "", match[0]), text)
 
 
 def _syllable(match: re.Match[str]) -> str:
     jamo = match[0]
-    place = _FIRSTS.index(jamo[0]) * len(_VOWELS) + _VOWELS.index(jamo[1])
-    return chr(0xAC00 + place * len(_FINALS) + _FINALS.index(jamo[2:]))
+    place = FIRSTS.index(jamo[0]) * len(VOWELS) + VOWELS.index(jamo[1])
+    return chr(0xAC00 + place * len(FINALS) + FINALS.index(jamo[2:]))
 
 
 def _without_accents(text: str) -> str:

@@ -31,6 +31,9 @@ def tables(result: Mapping[str, Any]) -> str:
     for name in result["config"]["sets"]:
         parts += [f"## {name} ({result['sets'][name]['rows']} rows)", "", *set_table(result, name), ""]
         parts += [*map(_compared, result["comparisons"][name]), ""]
+    for guard, measured in result["guards"].items():
+        if any(measured["robustness"].values()):
+            parts += [f"## {guard} under attack", "", *_attack_table(measured["robustness"]), ""]
     for table in paper()["tables"]:
         parts += [*paper_table(result, table), ""]
     parts += ["## By category", "", *_category_table(result), ""]
@@ -113,6 +116,23 @@ def _compared(pair: Mapping[str, Any]) -> str:
         f"- {first} against {second}: weighted F1 {pair['difference']:+.3f} ({low:+.3f} to {high:+.3f}); "
         f"McNemar's p {'below 0.001' if p < 0.001 else f'{p:.3f}'}"
     )
+
+
+def _attack_table(robustness: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Difference of weighted F1 to the plain queries, and the change of false alarms, per attack, strength and set."""
+    attacks = list(dict.fromkeys(attack for measured in robustness.values() for attack in measured))
+    rows = []
+    for attack in attacks:
+        strengths = dict.fromkeys(one for measured in robustness.values() for one in measured.get(attack, {}))
+        for strength in strengths:
+            cells = [measured.get(attack, {}).get(strength) for measured in robustness.values()]
+            rows.append([f"{attack}, {strength}", *("" if cell is None else _drop(cell) for cell in cells)])
+    return markdown(["attack", *(f"{name}: weighted F1 (95%), false alarms" for name in robustness)], rows)
+
+
+def _drop(cell: Mapping[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{cell['difference']:+.3f} ({low:+.3f} to {high:+.3f}), {cell['fpr']:.3f}"
 
 
 def paper_table(result: Mapping[str, Any], table: str) -> list[str]:
