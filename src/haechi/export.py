@@ -6,7 +6,6 @@ the head over the whole vocabulary, for writing. int8: weights per channel, acti
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 import warnings
@@ -25,18 +24,51 @@ from haechi.modelfolder import read_sheet, sealed, write_sheet
 from haechi.report import model_card
 from haechi.store import write_text
 
+_DOMAIN, _RUNTIME = "haechi", "com.microsoft"
+"""Domains of our own nodes while a graph is traced, and of ONNX Runtime's."""
 
-class _Kept:
-    """Which positions the last layer is to compute; set before each pass."""
 
-    positions: torch.Tensor
+class _Pass:
+    """What the parts of a streamlined model share in one pass."""
+
+    keep: torch.Tensor
+    """Positions the last layer is to compute."""
+    past: list[torch.Tensor]
+    """Keys and values of each layer so far, in turns."""
+    present: list[torch.Tensor]
+    """The same with this pass's own; filled layer by layer."""
+
+
+class _Attention(torch.autograd.Function):
+    """Multi-head attention over past and new keys, as one node of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
+        past_key: torch.Tensor, past_value: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        """`query`, `key`, `value` [rows, columns, width], additive `mask` [rows, 1, queries, all], past [rows, heads,
+        past, head width]; gives the output and all keys and values."""
+        shape = (past_key.shape[1], past_key.shape[3])
+        query, key, value = (part.view(*part.shape[:2], *shape).transpose(1, 2) for part in (query, key, value))
+        key, value = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
+        shares = torch.softmax(query @ key.transpose(2, 3) + mask, -1)
+        return (shares @ value).transpose(1, 2).flatten(2), key, value
+
+    @staticmethod
+    def symbolic(g: Any, *inputs: Any) -> Any:
+        """A node of a name of its own; `_fused` gives it ONNX Runtime's."""
+        outputs = g.op(f"{_DOMAIN}::Attention", *inputs, outputs=3)
+        for output, axes in zip(outputs, (3, 4, 4), strict=True):
+            output.setType(inputs[4].type().with_sizes([None] * axes))
+        return outputs
 
 
 class _SelfAttention(torch.nn.Module):
-    """BERT's self-attention as one product for queries, keys and values, their scale folded into the weights. With
-    `kept` only those positions ask; all still answer."""
+    """BERT's self-attention as one product for queries, keys and values, their scale folded into the weights, and one
+    node for the rest. In the last layer only the kept positions ask; all still answer."""
 
-    def __init__(self, attention: Any, kept: _Kept | None) -> None:
+    def __init__(self, attention: Any, shared: _Pass, *, last: bool) -> None:
         super().__init__()
         parts = (attention.query, attention.key, attention.value)
         scales = (attention.scaling, 1.0, 1.0)
@@ -45,43 +77,40 @@ class _SelfAttention(torch.nn.Module):
             for name in ("weight", "bias"):
                 fused = torch.cat([getattr(part, name) * scale for part, scale in zip(parts, scales, strict=True)])
                 getattr(self.product, name).copy_(fused)
-        self._shape = (attention.num_attention_heads, attention.attention_head_size)
-        self._layer, self._kept = attention.layer_idx, kept
+        self._width, self._layer, self._shared, self._last = attention.all_head_size, attention.layer_idx, shared, last
 
-    def forward(
-        self, hidden: torch.Tensor, attention_mask: torch.Tensor, cache: DynamicCache, **_: Any
-    ) -> tuple[torch.Tensor, None]:
-        parts = self.product(hidden).split(math.prod(self._shape), -1)
-        query, key, value = (part.view(*part.shape[:2], *self._shape).transpose(1, 2) for part in parts)
-        key, value = cache.update(key, value, self._layer)
-        if self._kept:
-            query, attention_mask = query[:, :, self._kept.positions], attention_mask[:, :, self._kept.positions]
-        shares = torch.softmax(query @ key.transpose(2, 3) + attention_mask, -1)
-        return (shares @ value).transpose(1, 2).flatten(2), None
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        query, key, value = self.product(hidden).split(self._width, -1)
+        if self._last:
+            query, attention_mask = query[:, self._shared.keep], attention_mask[:, :, self._shared.keep]
+        past = self._shared.past[2 * self._layer : 2 * self._layer + 2]
+        output, *present = _Attention.apply(query, key, value, attention_mask, *past)  # type: ignore[no-untyped-call]
+        self._shared.present += present
+        return output, None
 
 
 class _KeptOutput(torch.nn.Module):
     """The last layer's attention output, its residual cut to the kept positions."""
 
-    def __init__(self, output: Any, kept: _Kept) -> None:
+    def __init__(self, output: Any, shared: _Pass) -> None:
         super().__init__()
-        self.output, self._kept = output, kept
+        self.output, self._shared = output, shared
 
     def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.output(hidden, residual[:, self._kept.positions])
+        result: torch.Tensor = self.output(hidden, residual[:, self._shared.keep])
         return result
 
 
-def _streamline(model: Any) -> _Kept | None:
-    """Rewrite a BERT for the graph: one product per attention, and a last layer that computes no more than is read.
-    About a fifth of the time of a short query. Other architectures stay as they are; returns None for them."""
+def _streamline(model: Any) -> _Pass | None:
+    """Rewrite a BERT for the graph: one product and one attention node a layer, and a last layer that computes no more
+    than is read. Other architectures stay as they are; returns None for them."""
     if model.config.model_type != "bert":
         return None
-    kept, layers = _Kept(), model.bert.encoder.layer
+    shared, layers = _Pass(), model.bert.encoder.layer
     for layer in layers:
-        layer.attention.self = _SelfAttention(layer.attention.self, kept if layer is layers[-1] else None)
-    layers[-1].attention.output = _KeptOutput(layers[-1].attention.output, kept)
-    return kept
+        layer.attention.self = _SelfAttention(layer.attention.self, shared, last=layer is layers[-1])
+    layers[-1].attention.output = _KeptOutput(layers[-1].attention.output, shared)
+    return shared
 
 
 class _Body(torch.nn.Module):
@@ -91,7 +120,7 @@ class _Body(torch.nn.Module):
         super().__init__()
         self.model = model
         self._cache = cache_argument(model)
-        self._kept = _streamline(model)
+        self.shared = _streamline(model)
         self.head = model.get_output_embeddings()
         self._weight, self._bias = self.head.weight, self.head.bias
         # With an identity for a head the model returns what the head would have been given.
@@ -106,22 +135,19 @@ class _Body(torch.nn.Module):
         candidates: torch.Tensor,
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
         additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-        if self._kept:
-            self._kept.positions = keep
-        hidden = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=additive,
-            use_cache=True,
-            logits_to_keep=0 if self._kept else keep,
-            **{self._cache: cache},
-        ).logits
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": additive}
+        if self.shared:
+            self.shared.keep, self.shared.past, self.shared.present = keep, list(past), []
+            hidden = self.model(**inputs, use_cache=False).logits
+            present = self.shared.present
+        else:
+            cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
+            hidden = self.model(**inputs, use_cache=True, logits_to_keep=keep, **{self._cache: cache}).logits
+            present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         logits = hidden @ self._weight[candidates].T
         if self._bias is not None:
             logits = logits + self._bias[candidates]
-        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return (logits, hidden, *present)
 
 
@@ -191,6 +217,8 @@ def _write_body(network: Any, path: Path) -> None:
         **{f"present_{name}": {0: "rows", 2: "all"} for name in names},
     }
     _export(body, example, path, inputs, outputs, axes)
+    if body.shared:
+        onnx.save(_fused(onnx.load(path)), path)
 
 
 def _export(
@@ -215,7 +243,27 @@ def _export(
             opset_version=18,
             dynamo=False,
             do_constant_folding=True,
+            custom_opsets={_DOMAIN: 1} if getattr(module, "shared", None) else None,
         )
+
+
+def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Our attention nodes as ONNX Runtime's MultiHeadAttention, whose inputs between value and mask are left out."""
+    shapes = {item.name: item.type.tensor_type.shape.dim for item in model.graph.input}
+    for node in model.graph.node:
+        if node.domain == _DOMAIN:
+            query, key, value, mask, *past = node.input
+            heads = shapes[past[0]][1].dim_value
+            del node.input[:], node.attribute[:]
+            node.input.extend([query, key, value, "", "", mask, *past])
+            node.attribute.extend(
+                [onnx.helper.make_attribute("num_heads", heads), onnx.helper.make_attribute("scale", 1.0)]
+            )
+            node.op_type, node.domain = "MultiHeadAttention", _RUNTIME
+    for item in model.opset_import:
+        if item.domain == _DOMAIN:
+            item.domain = _RUNTIME
+    return model
 
 
 def _finish(source: Path, target: Path, precision: str) -> None:
