@@ -32,7 +32,8 @@ app = typer.Typer(
 Queries = Annotated[list[str] | None, typer.Argument(help="Queries to judge.", show_default=False)]
 Model = Annotated[Path | None, typer.Option(help="Model folder; default the embedded haechi-mini.", show_default=False)]
 GuardName = Annotated[
-    str | None, typer.Option("--guard", help="Another guard: keyword:FILE or {any_of: [...]}.", show_default=False)
+    str | None,
+    typer.Option("--guard", help="Another guard: keyword:FILE, judge:MODEL, {any_of: [...]}.", show_default=False),
 ]
 Input = Annotated[
     str | None, typer.Option(help='JSONL of {"id","query"} or plain lines; - for standard input.', show_default=False)
