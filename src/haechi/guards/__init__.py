@@ -16,6 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 from haechi.errors import ConfigError, MissingExtra, did_you_mean
 from haechi.schema import Answer, Conversation, Verdict
 
+EMPTY = Verdict(error="the query is empty")
+"""What every guard says of a blank query."""
+
 
 @runtime_checkable
 class Guard(Protocol):

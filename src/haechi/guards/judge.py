@@ -14,6 +14,7 @@ from pydantic import Field
 from haechi.answers import declines
 from haechi.config import parse
 from haechi.errors import ConfigError
+from haechi.guards import EMPTY
 from haechi.llm import Chat, ChatModel, Completion, share
 from haechi.schema import Conversation, Example, Verdict
 from haechi.sets import load_set, measured_only
@@ -21,7 +22,6 @@ from haechi.store import fingerprint
 from haechi.taxonomy import Taxonomy, load_taxonomy
 
 _IN_CONTEXT = 4
-_EMPTY = Verdict(error="the query is empty")
 
 
 class JudgeConfig(ChatModel):
@@ -78,7 +78,7 @@ class JudgeGuard:
         asked = [query for query in queries if query.strip()]
         batch = [[*self._before, {"role": "user", "content": _quoted(query)}] for query in asked]
         said = iter(self._chat.complete(batch, 16, logprobs=True))
-        return [self._verdict(next(said)) if query.strip() else _EMPTY for query in queries]
+        return [self._verdict(next(said)) if query.strip() else EMPTY for query in queries]
 
     def _verdict(self, completion: Completion) -> Verdict:
         if completion.text is None:
@@ -116,7 +116,7 @@ class RefusalGuard:
         asked = [item for item in items if item.query.strip()]
         batch = [[{"role": turn.role, "content": turn.content} for turn in item.turns] for item in asked]
         said = iter(self._chat.complete(batch, self._length))
-        return [self._verdict(next(said)) if item.query.strip() else _EMPTY for item in items]
+        return [self._verdict(next(said)) if item.query.strip() else EMPTY for item in items]
 
     def _verdict(self, completion: Completion) -> Verdict:
         if completion.filtered:

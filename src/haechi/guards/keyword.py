@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from haechi.errors import ConfigError
+from haechi.guards import EMPTY
 from haechi.schema import Conversation, Verdict
 from haechi.store import fingerprint
 
@@ -34,7 +35,7 @@ class KeywordGuard:
 
     def _judge(self, query: str) -> Verdict:
         if not query.strip():
-            return Verdict(error="the query is empty")
+            return EMPTY
         match = self._pattern.search(query.lower())
         if match is None:
             return Verdict(unsafe=False, score=0.0)

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from haechi.config import Config, parse
 from haechi.errors import ConfigError, ModelError
+from haechi.guards import EMPTY
 from haechi.guards.open import Asked
 from haechi.llm import Completion, Step
 from haechi.schema import Conversation, Verdict
@@ -150,10 +151,7 @@ class ClassifierGuard:
         for (index, _), scores in zip(windows, self._scores([ids for _, ids in windows]), strict=True):
             if index not in worst or self._total(scores) > self._total(worst[index]):
                 worst[index] = scores
-        return [
-            self._verdict(worst[index]) if index in worst else Verdict(error="the query is empty")
-            for index in range(len(queries))
-        ]
+        return [self._verdict(worst[index]) if index in worst else EMPTY for index in range(len(queries))]
 
     def _windows(self, query: str) -> list[list[int]]:
         encoded = self._tokenizer(

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from haechi.config import Config, parse, read_yaml
 from haechi.errors import ConfigError, MissingExtra
+from haechi.guards import EMPTY
 from haechi.llm import Chat, ChatModel, Completion, share
 from haechi.schema import Conversation, Verdict
 from haechi.store import fingerprint
 from haechi.taxonomy import load_taxonomy
 
-_EMPTY = Verdict(error="the query is empty")
 _QUERY = "{query}"
 
 
@@ -145,7 +145,7 @@ class OpenGuard:
     def _worst(self, verdicts: Sequence[Verdict]) -> Verdict:
         """Unsafe when one is, without an answer when one is and none is unsafe."""
         if not verdicts:
-            return _EMPTY
+            return EMPTY
         rank = {True: 2, None: 1, False: 0}
         return max(verdicts, key=lambda verdict: (rank[verdict.unsafe], verdict.score or 0.0))
 

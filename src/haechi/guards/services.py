@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from haechi.config import parse
+from haechi.guards import EMPTY
 from haechi.remote import Access, Endpoint, Reply, key_from
 from haechi.schema import Conversation, Verdict
 from haechi.store import fingerprint
 
-_EMPTY = Verdict(error="the query is empty")
 _UNREADABLE = "the reply lacks what the documentation promises"
 
 
@@ -70,7 +70,7 @@ class _Service:
         """See `Guard.check`."""
         queries = [item.query for item in Conversation.each(conversations)]
         replies = iter(self.endpoint.ask(self.path, [self.body(text) for text in queries if text.strip()], self.query))
-        return [self._verdict(next(replies)) if text.strip() else _EMPTY for text in queries]
+        return [self._verdict(next(replies)) if text.strip() else EMPTY for text in queries]
 
     def _verdict(self, reply: Reply) -> Verdict:
         if reply.body is None:

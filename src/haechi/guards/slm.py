@@ -15,6 +15,7 @@ from haechi import answers
 from haechi.casing import restore
 from haechi.engines import Engine, load_engine
 from haechi.errors import ConfigError, ModelError, did_you_mean
+from haechi.guards import EMPTY
 from haechi.modelfolder import DEFAULT_POINT, Sheet, default_model, read_sheet, require_policy, require_seal
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import fingerprint
@@ -93,7 +94,7 @@ class SLM:
             prefill = self._prefill([flat[index][1] for index in batch])
             for row, index in enumerate(batch):
                 judged[flat[index][0]].append(self._verdict(prefill, row))
-        return [max(several, key=_harm) if several else Verdict(error="the query is empty") for several in judged]
+        return [max(several, key=_harm) if several else EMPTY for several in judged]
 
     def _windows(self, query: str) -> list[list[int]]:
         return self.template.windows(query) if query.strip() else []
@@ -149,7 +150,7 @@ class SLM:
                 results[owner] = Answer(
                     verdict=verdict, text=" ".join(pieces), language=draft.language, finished=draft.finished
                 )
-        return [result or Answer(verdict=Verdict(error="the query is empty")) for result in results]
+        return [result or Answer(verdict=EMPTY) for result in results]
 
     def stream(self, conversation: Conversation | str, force: bool = False) -> Iterator[str]:
         """The answer sentence by sentence, each as soon as it is whole and its numbers and links are checked.
