@@ -27,6 +27,7 @@ LAYERS = [
         "casing",
         "metrics",
         "modelfolder",
+        "hangul",
         "normalise",
         "perturb",
         "sets",

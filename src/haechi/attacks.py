@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from haechi.normalise import FINALS, FIRSTS, VOWELS
+from haechi.hangul import syllable
 from haechi.perturb import spacing, typos
 
 STRENGTHS = ("low", "middle", "high")
@@ -89,16 +89,9 @@ def _mapped(table: Mapping[str, str], *, lower: bool = False) -> Change:
     return _letters(lambda letter, rng: table.get(letter.lower() if lower else letter, letter))
 
 
-def _syllable(letter: str) -> tuple[str, str, str] | None:
-    """First consonant, vowel and final of a Hangul syllable."""
-    code = ord(letter) - 0xAC00
-    if not 0 <= code < 11172:
-        return None
-    return FIRSTS[code // 588], VOWELS[code // 28 % 21], FINALS[code % 28]
-
-
 def _taken_apart(letter: str, rng: random.Random) -> str:
-    return "".join(_syllable(letter) or letter)
+    parts = syllable(letter)
+    return "".join(parts.jamo) if parts else letter
 
 
 def _marked(letter: str, rng: random.Random) -> str:
@@ -106,7 +99,7 @@ def _marked(letter: str, rng: random.Random) -> str:
 
 
 def _initials(word: str) -> str:
-    return "".join(parts[0] if (parts := _syllable(letter)) else letter for letter in word)
+    return "".join(parts.jamo[0] if (parts := syllable(letter)) else letter for letter in word)
 
 
 def _synonym(word: str) -> str:

@@ -100,13 +100,13 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             started = time.monotonic()
             verdicts = [Verdict(**row) for row in _judged(config, guard, name, sets[name])]
             said[name][guard.name] = verdicts
-            measured["robustness"][name] = _attacked(config, guard, name, sets[name], verdicts, report)
             figures = measure(sets[name], verdicts, draws=config.draws, seed=config.seed)
             measured["sets"][name] = figures
             report(
                 f"{guard.name} on {name}: weighted F1 {figures['weighted_f1']:.3f}  errors {figures['errors']}  "
                 f"({time.monotonic() - started:.1f} s)"
             )
+            measured["robustness"][name] = _attacked(config, guard, name, sets[name], verdicts, report)
         if isinstance(guard, AnsweringGuard):
             for name in config.answer_sets:
                 for force in (False, True):
@@ -196,18 +196,18 @@ def _attacked(
         touched = sum(new.query != old.query for new, old in zip(changed, rows, strict=True))
         if not touched:
             continue
-        judged = [Verdict(**row) for row in _judged(config, guard, f"{name}~{attack}-{strength}", changed)]
-        figures = metrics.scores(metrics.cells(labels, judged))
+        under = [Verdict(**row) for row in _judged(config, guard, f"{name}~{attack}-{strength}", changed)]
+        figures = metrics.scores(metrics.cells(labels, under))
         result[attack][strength] = {
             "changed": touched / len(rows),
             **{figure: float(figures[figure]) for figure in ("weighted_f1", "unsafe_recall", "fpr")},
-            **metrics.compare(labels, judged, verdicts, draws=config.draws, seed=config.seed),
+            **metrics.compare(labels, under, verdicts, draws=config.draws, seed=config.seed),
         }
     if result:
         drops = [
             (one["difference"], f"{attack} {strength}")
-            for attack, all in result.items()
-            for strength, one in all.items()
+            for attack, strengths in result.items()
+            for strength, one in strengths.items()
         ]
         report(
             f"{guard.name} on {name} under {len(drops)} attacks: weighted F1 {min(drops)[0]:+.3f} at worst "

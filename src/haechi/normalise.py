@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from haechi.hangul import FINALS, FIRSTS, VOWELS, Syllable
+
 _LOOK_ALIKES = str.maketrans(
     "аеоросухіјѕԁӏһԛԝАВЕКМНОРСТУХІЈЅΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεικνορτυχɑɡıⅼ",
     "aeopocyxijsdlhqwABEKMHOPCTYXIJSABEZHIKMNOPTYXaeiknoptuxagil",
 )
 """Cyrillic, Greek and other letters that look like Latin ones (a part of Unicode's confusables, UTS 39)."""
-FIRSTS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
-VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
-FINALS = ("", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ")
 _JAMO = re.compile(f"[{FIRSTS}][{VOWELS}](?:[{''.join(FINALS)}](?![{VOWELS}]))?")
 _LATIN = re.compile(r"[a-z]", re.I)
 _WORD = re.compile(r"\w+")
@@ -29,7 +28,7 @@ def normalise(query: str) -> str:
     """
     text = "".join(letter for letter in query if unicodedata.category(letter) != "Cf")
     # Jamo that stay loose ("ㅋㅋ") are left out of NFKC, which would make each a syllable's beginning.
-    parts = _LOOSE.split(_JAMO.sub(_syllable, text))
+    parts = _LOOSE.split(_JAMO.sub(_composed, text))
     text = "".join(part if index % 2 else unicodedata.normalize("NFKC", part) for index, part in enumerate(parts))
     text = _without_accents(text)
     folded = _WORD.sub(_plain, text)
@@ -39,10 +38,9 @@ def normalise(query: str) -> str:
     return _ONE_BY_ONE.sub(lambda match: re.sub(r"[ .\-_*·]", "", match[0]), text)
 
 
-def _syllable(match: re.Match[str]) -> str:
+def _composed(match: re.Match[str]) -> str:
     jamo = match[0]
-    place = FIRSTS.index(jamo[0]) * len(VOWELS) + VOWELS.index(jamo[1])
-    return chr(0xAC00 + place * len(FINALS) + FINALS.index(jamo[2:]))
+    return Syllable(FIRSTS.index(jamo[0]), VOWELS.index(jamo[1]), FINALS.index(jamo[2:])).letter
 
 
 def _without_accents(text: str) -> str:

@@ -11,6 +11,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from haechi.hangul import Syllable, syllable
+
 _ENGLISH_HOW = re.compile(
     r"(?:how (?:to|do i|do you|can i|can you|could i|would i|should i)|(?:please )?(?:tell|show|teach) me how to|"
     r"explain how to|what(?:'s| is) the (?:best|easiest) way to|i (?:want|need) to know how to)\s+"
@@ -79,7 +81,6 @@ def vary(query: str, rng: random.Random) -> str:
 
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _NEIGHBOURS = {key: row[max(0, at - 1) : at] + row[at + 1 : at + 2] for row in _KEYS for at, key in enumerate(row)}
-_SYLLABLES, _VOWELS, _FINALS = 0xAC00, 21, 28
 _LIKE_VOWELS = {0: 4, 4: 0, 1: 5, 5: 1, 8: 13, 13: 8, 18: 20, 20: 18, 3: 7, 7: 3, 11: 15, 15: 11, 10: 15}
 """Vowels that are confused in typing or by ear (ㅐ/ㅔ, ㅗ/ㅜ, ...), by their number in a syllable."""
 
@@ -95,8 +96,8 @@ def typos(query: str, rng: random.Random, rate: float) -> str:
         index += 1
         if not letter.isalpha() or rng.random() >= rate:
             typed.append(letter)
-        elif "\uac00" <= letter <= "\ud7a3":
-            typed.append(_slipped(letter, rng))
+        elif whole := syllable(letter):
+            typed.append(_slipped(whole, rng))
         else:
             slip = rng.randrange(4)
             if slip == 0:
@@ -111,14 +112,10 @@ def typos(query: str, rng: random.Random, rate: float) -> str:
     return "".join(typed)
 
 
-def _slipped(syllable: str, rng: random.Random) -> str:
-    code = ord(syllable) - _SYLLABLES
-    first, vowel, final = code // (_VOWELS * _FINALS), code // _FINALS % _VOWELS, code % _FINALS
-    if final and rng.random() < 0.5:
-        final = 0
-    else:
-        vowel = _LIKE_VOWELS.get(vowel, vowel)
-    return chr(_SYLLABLES + (first * _VOWELS + vowel) * _FINALS + final)
+def _slipped(whole: Syllable, rng: random.Random) -> str:
+    if whole.final and rng.random() < 0.5:
+        return whole._replace(final=0).letter
+    return whole._replace(vowel=_LIKE_VOWELS.get(whole.vowel, whole.vowel)).letter
 
 
 def spacing(query: str, rng: random.Random, rate: float) -> str:

@@ -20,8 +20,6 @@ from haechi.schema import Conversation, Verdict
 from haechi.store import fingerprint
 from haechi.taxonomy import load_taxonomy
 
-_QUERY = "{query}"
-
 
 class Asked(NamedTuple):
     """What a guard model is given: chat messages for its template, or a raw prompt."""
@@ -280,7 +278,7 @@ def _aegis_verdict(config: OpenConfig, text: str) -> Reading | None:
 
 
 def _wildguard(config: OpenConfig, query: str) -> list[Asked]:
-    return [Asked(prompt=_prompts()["wildguard"].replace(_QUERY, query))]
+    return [Asked(prompt=_prompts()["wildguard"].format(query=query))]
 
 
 def _wildguard_verdict(config: OpenConfig, text: str) -> Reading | None:
