@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+from haechi.config import C, parse
 from haechi.errors import ConfigError, MissingExtra, did_you_mean
 from haechi.schema import Answer, Conversation, Verdict
 
@@ -97,6 +98,11 @@ def load_guard(spec: str | Mapping[str, Any]) -> Guard:
         raise ConfigError(f"the settings of a {kind} guard are a mapping, not {argument!r}")
     made: Guard = _lookup(kind, _KINDS if kind in _KINDS else _COMPOSITIONS)(argument)
     return made
+
+
+def settings(kind: type[C], spec: str | Mapping[str, Any] | None, name: str, main: str = "model") -> C:
+    """The settings of a guard named as `name`, `name:ARGUMENT` (its setting `main`) or `{name: {...}}`."""
+    return parse(kind, {} if spec is None else {main: spec} if isinstance(spec, str) else spec, f"the guard {name}")
 
 
 def judged(guard: Guard, conversations: Sequence[Conversation | str]) -> list[Verdict]:

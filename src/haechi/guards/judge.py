@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from haechi.answers import declines
-from haechi.config import parse
 from haechi.errors import ConfigError
-from haechi.guards import EMPTY
+from haechi.guards import EMPTY, settings
 from haechi.llm import Chat, ChatModel, Completion, share
 from haechi.schema import Conversation, Example, Verdict
 from haechi.sets import load_set, measured_only
@@ -148,7 +147,7 @@ def refusal(spec: str | Mapping[str, Any] | None) -> RefusalGuard:
 def _config(kind: type[C], spec: str | Mapping[str, Any] | None, name: str) -> C:
     if spec is None:
         raise ConfigError(f"name the model: {name}:MODEL")
-    return parse(kind, {"model": spec} if isinstance(spec, str) else spec, f"the guard {name}")
+    return settings(kind, spec, name)
 
 
 def _instructions(taxonomy: Taxonomy) -> str:

@@ -10,9 +10,9 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from haechi.config import Config, parse
+from haechi.config import Config
 from haechi.errors import ConfigError, ModelError
-from haechi.guards import EMPTY
+from haechi.guards import EMPTY, settings
 from haechi.guards.open import Asked
 from haechi.llm import Completion, Step
 from haechi.schema import Conversation, Verdict
@@ -182,9 +182,7 @@ def classifier(spec: str | Mapping[str, Any] | None) -> ClassifierGuard:
     """`hf-classifier:MODEL` or `{hf-classifier: {model: MODEL, ...}}`."""
     if spec is None:
         raise ConfigError("name the model: hf-classifier:MODEL")
-    return ClassifierGuard(
-        parse(ClassifierConfig, {"model": spec} if isinstance(spec, str) else spec, "the guard hf-classifier")
-    )
+    return ClassifierGuard(settings(ClassifierConfig, spec, "hf-classifier"))
 
 
 def _harmless(name: str) -> bool:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from haechi.config import Config, parse, read_yaml
 from haechi.errors import ConfigError, MissingExtra
-from haechi.guards import EMPTY
+from haechi.guards import EMPTY, settings
 from haechi.llm import Chat, ChatModel, Completion, share
 from haechi.schema import Conversation, Verdict
 from haechi.store import fingerprint
@@ -385,5 +385,4 @@ FAMILIES: dict[str, Family] = {
 
 def load(kind: str, spec: str | Mapping[str, Any] | None) -> OpenGuard:
     """`FAMILY`, `FAMILY:MODEL` or `{FAMILY: {model: MODEL, ...}}`."""
-    tree = {} if spec is None else {"model": spec} if isinstance(spec, str) else spec
-    return OpenGuard(kind, FAMILIES[kind], parse(OpenConfig, tree, f"the guard {kind}"))
+    return OpenGuard(kind, FAMILIES[kind], settings(OpenConfig, spec, kind))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field
 
-from haechi.config import parse
-from haechi.guards import EMPTY
+from haechi.guards import EMPTY, settings
 from haechi.remote import Access, Endpoint, Reply, key_from
 from haechi.schema import Conversation, Verdict
 from haechi.store import fingerprint
@@ -63,8 +62,8 @@ class _Service:
     path: str
     query: dict[str, str] | None = None
 
-    def __init__(self, settings: Access, url: str, headers: Mapping[str, str]) -> None:
-        self.endpoint = Endpoint(url, settings, headers)
+    def __init__(self, access: Access, url: str, headers: Mapping[str, str]) -> None:
+        self.endpoint = Endpoint(url, access, headers)
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """See `Guard.check`."""
@@ -167,24 +166,16 @@ class AzureContentSafety(_Service):
         )
 
 
-C = TypeVar("C", OpenAIModerationConfig, PerspectiveConfig, AzureConfig)
-
-
 def openai_moderation(spec: str | Mapping[str, Any] | None) -> OpenAIModeration:
     """`openai-moderation`, `openai-moderation:MODEL` or `{openai-moderation: {...}}`."""
-    return OpenAIModeration(_config(OpenAIModerationConfig, spec, "model", "openai-moderation"))
+    return OpenAIModeration(settings(OpenAIModerationConfig, spec, "openai-moderation"))
 
 
 def perspective(spec: str | Mapping[str, Any] | None) -> Perspective:
     """`perspective`, `perspective:ATTRIBUTE` or `{perspective: {...}}`."""
-    return Perspective(_config(PerspectiveConfig, spec, "attribute", "perspective"))
+    return Perspective(settings(PerspectiveConfig, spec, "perspective", "attribute"))
 
 
 def azure_content_safety(spec: str | Mapping[str, Any] | None) -> AzureContentSafety:
     """`azure-content-safety:URL` or `{azure-content-safety: {url: URL, ...}}`."""
-    return AzureContentSafety(_config(AzureConfig, spec, "url", "azure-content-safety"))
-
-
-def _config(kind: type[C], spec: str | Mapping[str, Any] | None, main: str, name: str) -> C:
-    tree = {} if spec is None else {main: spec} if isinstance(spec, str) else spec
-    return parse(kind, tree, f"the guard {name}")
+    return AzureContentSafety(settings(AzureConfig, spec, "azure-content-safety", "url"))
