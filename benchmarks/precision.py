@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
 from haechi import metrics
 from haechi.guards.slm import load
 from haechi.modelfolder import default_model
@@ -32,10 +34,11 @@ def main() -> None:
     sets: dict[str, dict[str, float]] = {}
     for name in SETS:
         rows = [row for row in load_set(name) if row.label]
-        labels = [row.label for row in rows if row.label]
+        truth = np.array([row.label == "unsafe" for row in rows])
         verdicts = {each: guard.check([row.query for row in rows]) for each, guard in guards.items()}
         f1 = {
-            each: float(metrics.scores(metrics.cells(labels, said))["weighted_f1"]) for each, said in verdicts.items()
+            each: float(metrics.scores(metrics.cells(truth, metrics.Said.from_verdicts(said)))["weighted_f1"])
+            for each, said in verdicts.items()
         }
         differ = sum(one.unsafe != other.unsafe for one, other in zip(*verdicts.values(), strict=True))
         sets[name] = {**f1, "lost": f1["fp32"] - f1["int8"], "rows": len(rows), "verdicts_that_differ": differ}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,16 @@ from haechi.evaluate import EvaluateConfig
 from haechi.guards import _KINDS
 from haechi.guards.keyword import KeywordGuard
 from haechi.guards.slm import load
+from haechi.metrics import Said
 from haechi.report import paper, tables
 from haechi.schema import Example, Label, Verdict
+from haechi.sets import set_hash
+from haechi.store import write_jsonl
+
+
+def truth(labels: Sequence[Label]) -> metrics.Bools:
+    return np.array([label == "unsafe" for label in labels])
+
 
 pairs = st.lists(st.tuples(st.sampled_from(["safe", "unsafe"]), st.sampled_from([True, False, None])), min_size=1)
 
@@ -30,7 +39,7 @@ pairs = st.lists(st.tuples(st.sampled_from(["safe", "unsafe"]), st.sampled_from(
 def test_precision_recall_and_f1_agree_with_scikit_learn(pairs: list[tuple[Label, bool | None]]) -> None:
     labels = [label for label, _ in pairs]
     said = ["none" if unsafe is None else "unsafe" if unsafe else "safe" for _, unsafe in pairs]
-    ours = metrics.scores(metrics.cells(labels, [Verdict(unsafe=unsafe) for _, unsafe in pairs]))
+    ours = metrics.scores(metrics.cells(truth(labels), Said.of((unsafe, None) for _, unsafe in pairs)))
     names = ["safe", "unsafe"]
     each = precision_recall_fscore_support(labels, said, labels=names, zero_division=0)
     for row, name in enumerate(names):
@@ -41,7 +50,7 @@ def test_precision_recall_and_f1_agree_with_scikit_learn(pairs: list[tuple[Label
 
 
 def test_a_guard_that_never_answers_scores_nothing() -> None:
-    counts = metrics.cells(["safe", "unsafe"], [Verdict(error="x")] * 2)
+    counts = metrics.cells(truth(["safe", "unsafe"]), Said.from_verdicts([Verdict(error="x")] * 2))
     assert metrics.scores(counts)["weighted_f1"] == 0 == metrics.scores(counts)["safe_recall"]
 
 
@@ -79,15 +88,16 @@ def test_two_guards_are_compared_row_by_row() -> None:
     labels: list[Label] = ["unsafe"] * 60 + ["safe"] * 40
     right = [Verdict(unsafe=label == "unsafe") for label in labels]
     worse = [Verdict(error="x")] * 3 + [Verdict(unsafe=False)] * 7 + right[10:]
-    compared = metrics.compare(labels, right, worse)
+    of, ours, theirs = truth(labels), Said.from_verdicts(right), Said.from_verdicts(worse)
+    compared = metrics.compare(of, ours, theirs)
     assert (compared["only_first_right"], compared["only_second_right"]) == (10, 0)
     assert compared["mcnemar_p"] == pytest.approx(2 * 0.5**10)
-    figures = [float(metrics.scores(metrics.cells(labels, said))["weighted_f1"]) for said in (right, worse)]
+    figures = [float(metrics.scores(metrics.cells(of, said))["weighted_f1"]) for said in (ours, theirs)]
     low, high = compared["interval"]
     assert 0 < low < compared["difference"] < high
     assert compared["difference"] == pytest.approx(figures[0] - figures[1])
-    assert metrics.compare(labels, worse, right)["difference"] == pytest.approx(-compared["difference"])
-    same = metrics.compare(labels, worse, worse)
+    assert metrics.compare(of, theirs, ours)["difference"] == pytest.approx(-compared["difference"])
+    same = metrics.compare(of, theirs, theirs)
     assert (same["difference"], same["interval"], same["mcnemar_p"]) == (0.0, (0.0, 0.0), 1.0)
 
 
@@ -145,9 +155,46 @@ def test_a_changed_guard_of_the_same_name_is_asked_again(config: dict[str, Any],
     assert recall() > before
 
 
+def test_scores_are_cut_where_the_policy_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("tune", "test"):
+        rows = [
+            {"id": str(number), "lang": "en", "query": f"{name} {number}", "label": "unsafe" if number % 2 else "safe"}
+            for number in range(400)
+        ]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        scores = {row["id"]: float(rng.beta(3, 2) if row["label"] == "unsafe" else rng.beta(1, 6)) for row in rows}
+        # The guard's own cut is far too high.
+        write_jsonl(tmp_path / f"{name}.said", [{"id": id, "unsafe": s > 0.95, "score": s} for id, s in scores.items()])
+    test = str(tmp_path / "test.jsonl")
+    base = {"guards": (f"frozen:{tmp_path / 'test.said'}",), "sets": (test,), "draws": 200}
+
+    def figures(policy: str, **more: Any) -> dict[str, Any]:
+        config = EvaluateConfig(**{**base, "output": tmp_path / policy, "threshold": policy, **more})
+        (guard,) = evaluate.run(config, lambda line: None)["guards"].values()
+        return dict(guard["sets"][test])
+
+    fixed, fpr = figures("fixed"), figures("fpr")
+    assert fixed["threshold"] is None and fixed["unsafe_recall"] < 0.2
+    assert fpr["fpr"] <= 0.01 and fpr["unsafe_recall"] == fpr["recall_at_1_fpr"] == fixed["recall_at_1_fpr"]
+    with pytest.raises(ValueError, match="cannot be measured on it"):
+        EvaluateConfig(**{**base, "output": tmp_path, "threshold": "tuned", "tune_on": test})
+    with pytest.raises(ValueError, match="go together"):
+        EvaluateConfig(**{**base, "output": tmp_path, "tune_on": "xstest"})
+    tuned = figures("tuned", tune_on=str(tmp_path / "tune.jsonl"))
+    assert 0.2 < tuned["threshold"] < 0.6 and tuned["weighted_f1"] > fixed["weighted_f1"] + 0.2
+    curve = tuned["curves"]["pr"]
+    assert len(curve) == 51 and curve == sorted(curve, reverse=True) and curve[-1] >= 0.5
+    missed = tuned["mistakes"]["missed"]
+    assert missed and [score for _, score in missed] == sorted(score for _, score in missed)
+    write_jsonl(tmp_path / "test.said", [{"id": str(number), "unsafe": True} for number in range(400)])
+    with pytest.raises(ConfigError, match="verdicts without scores"):
+        figures("fpr")
+
+
 def test_other_rows_give_another_hash_and_bad_sets_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
     row = Example(id="1", lang="en", query="x", label="safe")
-    assert evaluate.set_hash([row]) != evaluate.set_hash([row.model_copy(update={"label": "unsafe"})])
+    assert set_hash([row]) != set_hash([row.model_copy(update={"label": "unsafe"})])
     for lines, message in (('{"id": "1", "query": "x"}', "no labelled rows"),
                            ('{"id": "1", "query": "x", "label": "safe"}\n' * 2, "share an id"),
                            ('{"id": 1, "query": "x", "label": "safe"}', "row 1: id: Input should be")):  # fmt: skip

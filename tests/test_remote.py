@@ -117,7 +117,7 @@ def test_a_judge_reads_label_category_and_probability(server: Loopback) -> None:
     path, headers, body = server.asked[0]
     assert path == "/chat/completions" and "Authorization" not in headers and body["temperature"] == 0
     assert "crime_advice" in body["messages"][0]["content"] and len(body["messages"]) == 2
-    assert guard.endpoint.usage.summary(guard.endpoint.access)["input_tokens"] == 80  # type: ignore[attr-defined]
+    assert guard.endpoint.usage.summary("", guard.endpoint.access)["input_tokens"] == 80  # type: ignore[attr-defined]
 
 
 def test_examples_are_drawn_from_the_corpus_and_never_from_a_test_set(server: Loopback, tmp_path: Path) -> None:
@@ -232,7 +232,8 @@ def test_replies_are_kept_and_a_stopped_evaluation_asks_only_for_the_rest(server
     server.reply = lambda path, body, number: said("unsafe")
     config = EvaluateConfig(output=tmp_path / "out", guards=(spec,), sets=(str(rows),), draws=100)
     result = evaluate(config, lambda line: None)["guards"]["judge:m"]
-    assert result["usage"]["cached"] == 10 and len(server.asked) == result["usage"]["requests"] == 6
+    (usage,) = result["usage"]
+    assert usage["cached"] == 10 and len(server.asked) == usage["requests"] == 6
     figures = result["sets"][str(rows)]
     assert figures["errors"] == 0 and figures["cells"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from haechi import metrics
 from haechi.errors import DataError
+from haechi.metrics import Bools
 from haechi.modelfolder import Point, Sheet
 from haechi.schema import Label, Verdict
 
@@ -17,8 +17,6 @@ POINTS = ("strict", "balanced", "permissive")
 """From the lowest threshold to the highest."""
 ENOUGH = 20
 """Fewer rows of a label than this decide nothing."""
-
-Bools = npt.NDArray[np.bool_]
 
 
 class Aims(NamedTuple):
@@ -91,8 +89,7 @@ def calibrated(sheet: Sheet, rows: Scored, aims: Aims = DEFAULT_AIMS, *, per_cat
     for name in POINTS:
         point = Point(threshold=general[name], categories={code: thresholds[name] for code, thresholds in own.items()})
         points[name] = measured(rows, temperature, point)
-    labels: list[Label] = ["unsafe" if unsafe else "safe" for unsafe in rows.truth]
-    ranking = metrics.ranking(labels, [Verdict(score=float(value)) for value in score])
+    ranking = metrics.ranking(rows.truth, score)
     figures = {"rows": float(len(score)), **{key: value for key, value in ranking.items() if isinstance(value, float)}}
     return sheet.model_copy(
         update={"temperature": temperature, "points": points, "metrics": {**sheet.metrics, "calibration": figures}}

@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 import haechi
@@ -18,15 +19,22 @@ from haechi import answers, metrics
 from haechi.attacks import ATTACKS, disguised
 from haechi.bulk import answer_row, verdict_row
 from haechi.config import Config
-from haechi.errors import ConfigError, did_you_mean
-from haechi.guards import AnsweringGuard, Guard, judged, load_guard
+from haechi.costs import costs
+from haechi.errors import ConfigError, DataError, did_you_mean
+from haechi.guards import AnsweringGuard, Guard, endpoints, judged, load_guard
 from haechi.guards.slm import SLM
+from haechi.metrics import Bools, Said
 from haechi.report import tables
-from haechi.schema import Answer, Conversation, Example, Verdict
-from haechi.sets import load_set, set_hash
+from haechi.schema import Answer, Conversation, Example
+from haechi.sets import LabelledSet, set_hash
 from haechi.store import Journal, fingerprint, read_jsonl, write_json, write_text
 
+HARNESS = 2
+"""Raised when equal verdicts would give other figures, or other names for them: results of different ones are not
+compared."""
 _CHUNK = 256
+_MISTAKES = 20
+"""So many of each kind are kept, the most confident ones."""
 
 
 class EvaluateConfig(Config):
@@ -43,6 +51,15 @@ class EvaluateConfig(Config):
     perturbations: dict[str, tuple[Literal["low", "middle", "high"], ...]] = Field(default_factory=dict)
     """Attacks (`haechi.attacks`) under which every set is judged once more, and at which strengths; `all` stands for
     every attack."""
+    threshold: Literal["fixed", "tuned", "fpr"] = "fixed"
+    """Where scores are cut. `fixed`: each guard's own verdicts. `tuned`: at the guard's highest weighted F1 on
+    `tune_on`. `fpr`: on each set where at most 1% of its safe rows are called unsafe, which nobody could know
+    beforehand: it compares guards at equal false alarms."""
+    tune_on: str | None = None
+    """Labelled set, not one of `sets`, that `tuned` thresholds are fitted on."""
+    timed: int = Field(default=0, ge=0)
+    """So many queries of the first set are judged one by one and then together, in a process of its own, by every guard
+    that runs here; 0: nothing is timed. Guards behind an endpoint count their requests instead."""
     draws: int = Field(default=2000, ge=100)
     """Bootstrap draws."""
     seed: int = 0
@@ -53,6 +70,14 @@ class EvaluateConfig(Config):
         for name in self.perturbations:
             if name != "all" and name not in ATTACKS:
                 raise ValueError(f"unknown attack {name!r}{did_you_mean(name, ['all', *ATTACKS])}")
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_are_tuned_elsewhere(self) -> Self:
+        if (self.threshold == "tuned") != (self.tune_on is not None):
+            raise ValueError("threshold: tuned and tune_on: SET go together")
+        if self.tune_on in self.sets:
+            raise ValueError(f"a threshold tuned on {self.tune_on!r} cannot be measured on it")
         return self
 
     def attacks(self) -> list[tuple[str, str]]:
@@ -68,27 +93,22 @@ class EvaluateConfig(Config):
 
 def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
     """Evaluate and write; returns the metrics."""
-    sets = {
-        name: [row for row in load_set(name) if row.label]
-        for name in dict.fromkeys((*config.sets, *config.answer_sets))
-    }
-    for name, rows in sets.items():
-        if not rows:
-            raise ConfigError(f"data set {name!r} has no labelled rows to evaluate on")
-        if len({row.id for row in rows}) < len(rows):
-            raise ConfigError(f"data set {name!r} has rows that share an id")
+    names = dict.fromkeys((*config.sets, *config.answer_sets, *([config.tune_on] if config.tune_on else [])))
+    sets = {name: LabelledSet(name) for name in names}
     guards = [load_guard(spec) for spec in config.guards]
     if len({guard.name for guard in guards}) < len(guards):
         raise ConfigError("two guards have the same name; give them different models or thresholds")
     result: dict[str, Any] = {
         "haechi": haechi.__version__,
+        "harness": HARNESS,
         "config": config.model_dump(mode="json"),
-        "sets": {name: {"rows": len(rows), "sha256": set_hash(rows)} for name, rows in sets.items()},
+        "sets": {name: {"rows": len(rows), "sha256": rows.sha256} for name, rows in sets.items()},
         "guards": {},
         "comparisons": {},
     }
-    said: dict[str, dict[str, list[Verdict]]] = {name: {} for name in config.sets}
+    everything: dict[str, dict[str, Said]] = {name: {} for name in config.sets}
     for guard, spec in zip(guards, config.guards, strict=True):
+        cut = _Cut(config, guard, sets)
         measured: dict[str, Any] = {"spec": spec, "sets": {}, "answers": {}, "robustness": {}}
         if isinstance(guard, SLM):
             measured |= {
@@ -98,34 +118,39 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             }
         for name in config.sets:
             started = time.monotonic()
-            verdicts = [Verdict(**row) for row in _judged(config, guard, name, sets[name])]
-            said[name][guard.name] = verdicts
-            figures = measure(sets[name], verdicts, draws=config.draws, seed=config.seed)
+            said, threshold = cut(sets[name], _said(config, guard, name, sets[name]))
+            everything[name][guard.name] = said
+            figures = {
+                "threshold": threshold,
+                **measure(sets[name], said, draws=config.draws, seed=config.seed),
+            }
             measured["sets"][name] = figures
             report(
                 f"{guard.name} on {name}: weighted F1 {figures['weighted_f1']:.3f}  errors {figures['errors']}  "
                 f"({time.monotonic() - started:.1f} s)"
             )
-            measured["robustness"][name] = _attacked(config, guard, name, sets[name], verdicts, report)
+            measured["robustness"][name] = _attacked(config, guard, sets[name], said, threshold, report)
         if isinstance(guard, AnsweringGuard):
             for name in config.answer_sets:
                 for force in (False, True):
                     measured["answers"][f"{name}{' forced' if force else ''}"] = _answered(
-                        config, guard, name, sets[name], force
+                        config, guard, sets[name], force
                     )
-        endpoint = getattr(guard, "endpoint", None)
-        if endpoint is not None:
-            measured["usage"] = endpoint.usage.summary(endpoint.access)
+        measured["usage"] = [endpoint.usage.summary(endpoint.url, endpoint.access) for endpoint in endpoints(guard)]
+        if config.timed and not measured["usage"]:
+            queries = [row.query for row in islice(sets[config.sets[0]], config.timed)]
+            measured["costs"] = costs(spec, queries)
         result["guards"][guard.name] = measured
         write_json(config.output / "metrics.json", result)
-    for name in config.sets:
-        labels = [row.label for row in sets[name] if row.label]
+    for name, said_by in everything.items():
         result["comparisons"][name] = [
             {
                 "guards": [first, second],
-                **metrics.compare(labels, said[name][first], said[name][second], draws=config.draws, seed=config.seed),
+                **metrics.compare(
+                    sets[name].truth, said_by[first], said_by[second], draws=config.draws, seed=config.seed
+                ),
             }
-            for first, second in combinations(said[name], 2)
+            for first, second in combinations(said_by, 2)
         ]
     write_json(config.output / "metrics.json", result)
     write_text(config.output / "tables.md", tables(result))
@@ -133,75 +158,117 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     return result
 
 
-def measure(rows: Sequence[Example], verdicts: Sequence[Verdict], *, draws: int, seed: int) -> dict[str, Any]:
+class _Cut:
+    """The configured threshold policy, for one guard."""
+
+    def __init__(self, config: EvaluateConfig, guard: Guard, sets: Mapping[str, LabelledSet]) -> None:
+        """Judges `tune_on` where a threshold is tuned. Raises DataError when it has rows of one label only."""
+        self._policy, self._name, self._tuned = config.threshold, guard.name, None
+        if config.tune_on:
+            rows = sets[config.tune_on]
+            if rows.truth.all() or not rows.truth.any():
+                raise DataError(f"a threshold cannot be tuned on {config.tune_on!r}: its rows have one label only")
+            said = self._scored(_said(config, guard, config.tune_on, rows))
+            self._tuned = metrics.best_threshold(rows.truth[~np.isnan(said.score)], said.score[~np.isnan(said.score)])
+
+    def __call__(self, rows: LabelledSet, said: Said) -> tuple[Said, float | None]:
+        """Verdicts under the policy and the threshold that made them; None: the guard's own."""
+        if self._policy == "fixed":
+            return said, None
+        said = self._scored(said)
+        known = ~np.isnan(said.score)
+        threshold = self._tuned
+        if threshold is None:
+            threshold = metrics.threshold_for_false_alarms(rows.truth[known], said.score[known], metrics.RECALL_AT)
+        return said.cut(threshold), threshold
+
+    def _scored(self, said: Said) -> Said:
+        if (np.isnan(said.score) & (said.unsafe >= 0)).any():
+            raise ConfigError(f"{self._name} gives verdicts without scores: only threshold: fixed can measure it")
+        return said
+
+
+def measure(rows: LabelledSet, said: Said, *, draws: int, seed: int) -> dict[str, Any]:
     """All figures of one guard on one set."""
-    labels = [row.label for row in rows if row.label]
-    counts = metrics.cells(labels, verdicts)
-    figures: dict[str, Any] = {
+    counts = metrics.cells(rows.truth, said)
+    return {
         "rows": len(rows),
-        "errors": sum(verdict.error is not None for verdict in verdicts),
+        "errors": int((said.unsafe < 0).sum()),
         "cells": dict(zip(metrics.CELLS, counts.astype(int).tolist(), strict=True)),
         **{name: float(value) for name, value in metrics.scores(counts).items()},
         "intervals": metrics.interval(counts, draws=draws, seed=seed),
-        **metrics.ranking(labels, verdicts, seed=seed),
+        **metrics.ranking(rows.truth, said.score, seed=seed),
+        **{
+            f"by_{field}": {value: _group(rows.truth[at], said.unsafe[at] == 1) for value, at in rows.groups(field)}
+            for field in ("category", "kind", "lang")
+        },
+        "curves": metrics.curves(rows.truth, said.score),
+        "mistakes": _mistakes(rows.truth, said),
     }
-    for field in ("category", "kind", "lang"):
-        groups: dict[str, list[tuple[Example, Verdict]]] = defaultdict(list)
-        for row, verdict in zip(rows, verdicts, strict=True):
-            groups[str(getattr(row, field))].append((row, verdict))
-        figures[f"by_{field}"] = {name: _group(pairs) for name, pairs in sorted(groups.items())}
-    return figures
 
 
-def _group(pairs: Sequence[tuple[Example, Verdict]]) -> dict[str, Any]:
-    unsafe = [verdict for row, verdict in pairs if row.label == "unsafe"]
-    safe = [verdict for row, verdict in pairs if row.label == "safe"]
+def _group(truth: Bools, called: Bools) -> dict[str, Any]:
+    """Recall and false alarms of some rows; None without rows to have them of."""
+    unsafe, safe = int(truth.sum()), int((~truth).sum())
     return {
-        "unsafe": len(unsafe),
-        "recall": sum(v.unsafe is True for v in unsafe) / len(unsafe) if unsafe else None,
-        "safe": len(safe),
-        "fpr": sum(v.unsafe is True for v in safe) / len(safe) if safe else None,
+        "unsafe": unsafe,
+        "recall": float(called[truth].mean()) if unsafe else None,
+        "safe": safe,
+        "fpr": float(called[~truth].mean()) if safe else None,
     }
 
 
-def _judged(config: EvaluateConfig, guard: Guard, name: str, rows: Sequence[Example]) -> list[dict[str, Any]]:
-    written = _resumable(
-        config,
-        guard,
-        name,
-        rows,
-        lambda part: [
-            verdict_row(row.id, verdict)
-            for row, verdict in zip(part, judged(guard, [_conversation(row) for row in part]), strict=True)
-        ],
-    )
-    return [{key: value for key, value in row.items() if key != "id"} for row in written]
+def _mistakes(truth: Bools, said: Said) -> dict[str, list[tuple[int, float | None]]]:
+    """The most confident wrong verdicts as (row, score), rows counted from 0 in the set's order."""
+    sure = np.where(np.isnan(said.score), 0.5, said.score)
+    found = {}
+    for kind, wrong, order in (
+        ("false_alarms", (said.unsafe == 1) & ~truth, -sure),
+        ("missed", (said.unsafe == 0) & truth, sure),
+    ):
+        places = np.flatnonzero(wrong)
+        places = places[np.argsort(order[places], kind="stable")][:_MISTAKES]
+        found[kind] = [
+            (int(place), None if np.isnan(said.score[place]) else float(said.score[place])) for place in places
+        ]
+    return found
+
+
+def _said(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) -> Said:
+    """The guard's own verdicts on a set, from its file once they are there."""
+
+    def judge(part: Sequence[Example]) -> list[dict[str, Any]]:
+        verdicts = judged(guard, [_conversation(row) for row in part])
+        return [verdict_row(row.id, verdict) for row, verdict in zip(part, verdicts, strict=True)]
+
+    written = _resumable(config, guard, name, rows.sha256, rows, judge)
+    return Said.of((row["unsafe"], row["score"]) for row in written)
 
 
 def _attacked(
     config: EvaluateConfig,
     guard: Guard,
-    name: str,
-    rows: Sequence[Example],
-    verdicts: Sequence[Verdict],
+    rows: LabelledSet,
+    plain: Said,
+    threshold: float | None,
     report: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Figures under each attack and strength, and their difference to the plain queries' (paired)."""
-    labels = [row.label for row in rows if row.label]
     result: dict[str, dict[str, Any]] = defaultdict(dict)
     for attack, strength in config.attacks():
-        changed = [
-            row.model_copy(update={"query": disguised(row.query, attack, strength, config.seed)}) for row in rows
-        ]
-        touched = sum(new.query != old.query for new, old in zip(changed, rows, strict=True))
-        if not touched:
+        disguise = _Disguise(attack, strength, config.seed)
+        changed = LabelledSet(rows.name, disguise)
+        share = disguise.changed / len(changed)
+        if not share:
             continue
-        under = [Verdict(**row) for row in _judged(config, guard, f"{name}~{attack}-{strength}", changed)]
-        figures = metrics.scores(metrics.cells(labels, under))
+        under = _said(config, guard, f"{rows.name}~{attack}-{strength}", changed)
+        if threshold is not None:
+            under = under.cut(threshold)
+        figures = metrics.scores(metrics.cells(rows.truth, under))
         result[attack][strength] = {
-            "changed": touched / len(rows),
+            "changed": share,
             **{figure: float(figures[figure]) for figure in ("weighted_f1", "unsafe_recall", "fpr")},
-            **metrics.compare(labels, under, verdicts, draws=config.draws, seed=config.seed),
+            **metrics.compare(rows.truth, under, plain, draws=config.draws, seed=config.seed),
         }
     if result:
         drops = [
@@ -210,15 +277,26 @@ def _attacked(
             for strength, one in strengths.items()
         ]
         report(
-            f"{guard.name} on {name} under {len(drops)} attacks: weighted F1 {min(drops)[0]:+.3f} at worst "
+            f"{guard.name} on {rows.name} under {len(drops)} attacks: weighted F1 {min(drops)[0]:+.3f} at worst "
             f"({min(drops)[1]})"
         )
     return dict(result)
 
 
-def _answered(
-    config: EvaluateConfig, guard: AnsweringGuard, name: str, rows: Sequence[Example], force: bool
-) -> dict[str, Any]:
+class _Disguise:
+    """An attack on rows, and how many it has changed."""
+
+    def __init__(self, attack: str, strength: str, seed: int) -> None:
+        self._settings = (attack, strength, seed)
+        self.changed = 0
+
+    def __call__(self, row: Example) -> Example:
+        query = disguised(row.query, *self._settings)
+        self.changed += query != row.query
+        return row.model_copy(update={"query": query})
+
+
+def _answered(config: EvaluateConfig, guard: AnsweringGuard, rows: LabelledSet, force: bool) -> dict[str, Any]:
     """Checks of the answers to a set's harmful rows (rules in `haechi.answers.problems`)."""
     harmful = [row for row in rows if row.label == "unsafe"]
 
@@ -226,7 +304,8 @@ def _answered(
         replies: list[Answer] = guard.answer([_conversation(row) for row in part], force)
         return [answer_row(row.id, reply) for row, reply in zip(part, replies, strict=True)]
 
-    written = _resumable(config, guard, f"{name}.answers{'.forced' if force else ''}", harmful, write)
+    name = f"{rows.name}.answers{'.forced' if force else ''}"
+    written = _resumable(config, guard, name, set_hash(harmful), harmful, write)
     policy = getattr(guard, "taxonomy", None)
     failures: dict[str, int] = defaultdict(int)
     total = passed = 0
@@ -257,18 +336,26 @@ def _resumable(
     config: EvaluateConfig,
     guard: Guard,
     name: str,
-    rows: Sequence[Example],
+    content: str,
+    rows: Iterable[Example],
     work: Callable[[Sequence[Example]], list[dict[str, Any]]],
-) -> list[dict[str, Any]]:
-    """The rows `work` makes, through a journal keyed by guard and set; a finished file of that key is taken as is."""
+) -> Iterator[dict[str, Any]]:
+    """The rows `work` makes, through a journal keyed by guard and set; a finished file of that key is taken as is.
+
+    `content` is the rows' hash. All rows must be taken: only then is the file whole.
+    """
     folder = config.output / "verdicts" / re.sub(r"[^\w.@-]+", "_", guard.name)
     stem = re.sub(r"[^\w.@-]+", "_", name)
     path, stamp = folder / f"{stem}.jsonl", folder / f"{stem}.key"
-    key = fingerprint(guard.identity, name, set_hash(rows))
-    if not (path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key):
-        with Journal(path, key) as journal:
-            for start in range(len(journal), len(rows), _CHUNK):
-                journal.write(work(rows[start : start + _CHUNK]))
-        write_text(stamp, key)
-    written: list[dict[str, Any]] = list(read_jsonl(path))
-    return written
+    key = fingerprint(guard.identity, name, content)
+    if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
+        yield from read_jsonl(path)
+        return
+    with Journal(path, key) as journal:
+        rest = islice(rows, len(journal), None)
+        yield from journal.rows()
+        while part := list(islice(rest, _CHUNK)):
+            done = work(part)
+            journal.write(done)
+            yield from done
+    write_text(stamp, key)

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from array import array
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from haechi.errors import MissingExtra
-from haechi.schema import Label, Verdict
+from haechi.schema import Verdict
 
 Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 CELLS = ("safe/safe", "safe/unsafe", "safe/none", "unsafe/safe", "unsafe/unsafe", "unsafe/none")
 """Label and verdict of a row, in the order of a count vector."""
-_NUMBERS = {cell: number for number, cell in enumerate(CELLS)}
 
 
-def cells(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> Array:
-    """How many rows fall in each of CELLS."""
-    return np.bincount(_placed(labels, verdicts), minlength=len(CELLS)).astype(np.float64)
+class Said(NamedTuple):
+    """What a guard said of every row, in columns, so that a million rows are nine megabytes."""
+
+    unsafe: npt.NDArray[np.int8]
+    """[rows] 1 unsafe, 0 safe, -1 no verdict."""
+    score: Array
+    """[rows] probability of unsafe; NaN where there is none."""
+
+    @classmethod
+    def of(cls, verdicts: Iterable[tuple[bool | None, float | None]]) -> Said:
+        """Columns of `unsafe, score` pairs."""
+        unsafe, score = array("b"), array("d")
+        for said, probability in verdicts:
+            unsafe.append(-1 if said is None else said)
+            score.append(np.nan if probability is None else probability)
+        return cls(np.frombuffer(unsafe, np.int8), np.frombuffer(score, np.float64))
+
+    @classmethod
+    def from_verdicts(cls, verdicts: Iterable[Verdict]) -> Said:
+        """Columns of verdicts."""
+        return cls.of((verdict.unsafe, verdict.score) for verdict in verdicts)
+
+    def cut(self, threshold: float) -> Said:
+        """Unsafe from this score on; a row that had no verdict still has none."""
+        return self._replace(unsafe=np.where(self.unsafe < 0, -1, self.score >= threshold).astype(np.int8))
 
 
-def _placed(labels: Sequence[Label], verdicts: Sequence[Verdict]) -> npt.NDArray[np.int64]:
+def cells(truth: Bools, said: Said) -> Array:
+    """How many rows fall in each of CELLS; `truth` is [rows], whether the label is unsafe."""
+    return np.bincount(_placed(truth, said), minlength=len(CELLS)).astype(np.float64)
+
+
+def _placed(truth: Bools, said: Said) -> npt.NDArray[np.int64]:
     """Each row's number in CELLS."""
-    said = ["none" if verdict.unsafe is None else "unsafe" if verdict.unsafe else "safe" for verdict in verdicts]
-    return np.array([_NUMBERS[f"{label}/{word}"] for label, word in zip(labels, said, strict=True)], np.int64)
+    return np.where(truth, 3, 0) + np.where(said.unsafe < 0, 2, said.unsafe)
 
 
 def scores(counts: Array) -> dict[str, Array]:
@@ -64,9 +91,7 @@ def interval(counts: Array, *, draws: int = 2000, seed: int = 0) -> dict[str, tu
     return {name: _middle(values) for name, values in scores(sampled).items()}
 
 
-def compare(
-    labels: Sequence[Label], ours: Sequence[Verdict], theirs: Sequence[Verdict], *, draws: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+def compare(truth: Bools, ours: Said, theirs: Said, *, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Two guards on the same rows: weighted F1 of the first less that of the second, its 95% interval by a bootstrap
     that draws both verdicts of a row together, and the p of McNemar's exact test on which rows each got right."""
     try:
@@ -74,8 +99,8 @@ def compare(
     except ImportError:
         raise MissingExtra("eval", "comparing guards") from None
     width = len(CELLS)
-    joint = np.bincount(_placed(labels, ours) * width + _placed(labels, theirs), minlength=width**2).astype(np.float64)
-    sampled = np.random.default_rng(seed).multinomial(len(labels), joint / joint.sum(), size=draws)
+    joint = np.bincount(_placed(truth, ours) * width + _placed(truth, theirs), minlength=width**2).astype(np.float64)
+    sampled = np.random.default_rng(seed).multinomial(len(truth), joint / joint.sum(), size=draws)
 
     def difference(counts: Array) -> Array:
         table = counts.reshape(*counts.shape[:-1], width, width)
@@ -94,37 +119,73 @@ def compare(
     }
 
 
-def ranking(labels: Sequence[Label], verdicts: Sequence[Verdict], *, draws: int = 200, seed: int = 0) -> dict[str, Any]:
-    """AUPRC, AUROC and ECE of the scores, the first two with 95% bootstrap intervals; empty without two classes."""
-    known = [
-        (label == "unsafe", verdict.score)
-        for label, verdict in zip(labels, verdicts, strict=True)
-        if verdict.score is not None
-    ]
-    truth = np.array([unsafe for unsafe, _ in known], bool)
-    score = np.array([score for _, score in known], np.float64)
+RECALL_AT = 0.01
+"""The share of false alarms at which `ranking` gives the recall."""
+
+
+def ranking(truth: Bools, score: Array, *, draws: int = 200, seed: int = 0) -> dict[str, Any]:
+    """ECE, and with two classes AUPRC, AUROC and the recall at 1% false alarms, each with a 95% bootstrap interval.
+
+    Rows without a score (NaN) are left out; empty when none has one.
+    """
+    known = ~np.isnan(score)
+    truth, score = truth[known], score[known]
     if not len(truth):
         return {}
     result: dict[str, Any] = {"ece": expected_calibration_error(truth, score)}
     if truth.all() or not truth.any():
         return result
     try:
-        from sklearn.metrics import average_precision_score, roc_auc_score
+        from sklearn.metrics import auc, average_precision_score, roc_curve
     except ImportError:
         raise MissingExtra("eval", "AUPRC and AUROC") from None
 
-    rng = np.random.default_rng(seed)
-    samples = [
-        sample for sample in rng.integers(0, len(truth), (draws, len(truth))) if 0 < truth[sample].sum() < len(truth)
-    ]
-    figures: dict[str, Callable[..., float]] = {"auprc": average_precision_score, "auroc": roc_auc_score}
-    for name, figure in figures.items():
-        result[name] = float(figure(truth, score))
-        result[f"{name}_interval"] = _middle(np.array([figure(truth[sample], score[sample]) for sample in samples]))
+    # Rows of equal label and score are one row with a weight; a bootstrap draws weights.
+    kinds = [np.unique(score[of], return_counts=True) for of in (~truth, truth)]
+    score, weight = (np.concatenate(columns) for columns in zip(*kinds, strict=True))
+    truth = np.arange(len(score)) >= len(kinds[0][0])
+
+    def figures(weight: npt.NDArray[Any]) -> list[float]:
+        false_alarms, recall, _ = roc_curve(truth, score, sample_weight=weight)
+        return [
+            average_precision_score(truth, score, sample_weight=weight),
+            auc(false_alarms, recall),
+            recall[false_alarms <= RECALL_AT].max(),
+        ]
+
+    rows = weight.sum()
+    sampled = np.random.default_rng(seed).multinomial(rows, weight / rows, size=draws)
+    spread = np.array([figures(drawn) for drawn in sampled if 0 < drawn[truth].sum() < rows])
+    for name, value, values in zip(("auprc", "auroc", "recall_at_1_fpr"), figures(weight), spread.T, strict=True):
+        result |= {name: float(value), f"{name}_interval": _middle(values)}
     return result
 
 
-def expected_calibration_error(truth: npt.NDArray[np.bool_], score: Array, bins: int = 10) -> float:
+def curves(truth: Bools, score: Array, bins: int = 10) -> dict[str, Any]:
+    """What figures are drawn from, each value rounded: `pr`, the best precision at recalls 0, 0.02 ... 1 or beyond (two
+    classes only), and `calibration`, mean score, share of unsafe rows and rows of each score bin that has any."""
+    known = ~np.isnan(score)
+    truth, score = truth[known], score[known]
+    result: dict[str, Any] = {}
+    if not len(truth):
+        return result
+    place = np.minimum((score * bins).astype(int), bins - 1)
+    result["calibration"] = [
+        [round(float(score[at].mean()), 4), round(float(truth[at].mean()), 4), int(at.sum())]
+        for at in (place == bin for bin in range(bins))
+        if at.any()
+    ]
+    if truth.any() and not truth.all():
+        figures = scores(sweep(truth, score)[1])
+        recall, precision = figures["unsafe_recall"], np.maximum.accumulate(figures["unsafe_precision"])
+        # Cuts ascend and recall falls: of those that reach a recall, the last has the best precision so far.
+        result["pr"] = [
+            round(float(precision[np.flatnonzero(recall >= step - 1e-12).max()]), 4) for step in np.linspace(0, 1, 51)
+        ]
+    return result
+
+
+def expected_calibration_error(truth: Bools, score: Array, bins: int = 10) -> float:
     """Mean gap between score and share of unsafe rows over equal-width bins, weighted by rows (Guo et al. 2017)."""
     place = np.minimum((score * bins).astype(int), bins - 1)
     gaps = [
@@ -140,7 +201,7 @@ def _middle(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def fit_temperature(truth: npt.NDArray[np.bool_], margins: Array) -> float:
+def fit_temperature(truth: Bools, margins: Array) -> float:
     """The temperature that minimises the log loss of sigmoid(margin / T), by golden-section search over log T.
 
     `margins` are unsafe minus safe logits (Guo et al. 2017, "On Calibration of Modern Neural Networks").
@@ -157,7 +218,7 @@ def fit_temperature(truth: npt.NDArray[np.bool_], margins: Array) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def sweep(truth: npt.NDArray[np.bool_], score: Array) -> tuple[Array, Array]:
+def sweep(truth: Bools, score: Array) -> tuple[Array, Array]:
     """Every cut that tells two scores apart, ascending, and the counts [cuts, 6] in the order of CELLS there."""
     edges = np.unique(score)
     cuts = np.concatenate([[edges[0]], (edges[1:] + edges[:-1]) / 2])
@@ -168,19 +229,19 @@ def sweep(truth: npt.NDArray[np.bool_], score: Array) -> tuple[Array, Array]:
     return cuts, counts
 
 
-def threshold_for_recall(truth: npt.NDArray[np.bool_], score: Array, recall: float) -> float:
+def threshold_for_recall(truth: Bools, score: Array, recall: float) -> float:
     """The highest cut that calls at least this share of the unsafe rows unsafe."""
     cuts, counts = sweep(truth, score)
     return float(cuts[scores(counts)["unsafe_recall"] >= recall].max())
 
 
-def threshold_for_false_alarms(truth: npt.NDArray[np.bool_], score: Array, share: float) -> float:
+def threshold_for_false_alarms(truth: Bools, score: Array, share: float) -> float:
     """The lowest cut that calls at most this share of the safe rows unsafe; 1 where no cut would do."""
     cuts, counts = sweep(truth, score)
     return float(cuts[scores(counts)["fpr"] <= share].min(initial=1.0))
 
 
-def best_threshold(truth: npt.NDArray[np.bool_], score: Array) -> float:
+def best_threshold(truth: Bools, score: Array) -> float:
     """The threshold of highest weighted F1; of equal neighbours the middle, so that it does not hug one row's score."""
     cuts, counts = sweep(truth, score)
     # A few rows decide between neighbouring cuts; a running mean over 1% of them finds the plateau, not the spike.

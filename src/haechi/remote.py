@@ -78,14 +78,15 @@ class Usage:
     seconds: list[float] = field(default_factory=list)
     """How long each answered request took, its retries included."""
 
-    def summary(self, access: Access) -> dict[str, float | int | None]:
-        """Counts, cost in dollars, and latency percentiles in milliseconds."""
+    def summary(self, url: str, access: Access) -> dict[str, float | int | str | None]:
+        """Whose it is, counts, cost in dollars, and latency percentiles in milliseconds."""
         times = sorted(self.seconds)
 
         def percentile(share: float) -> float | None:
             return times[min(len(times) - 1, int(share * len(times)))] * 1000 if times else None
 
         return {
+            "url": url,
             "requests": self.requests,
             "cached": self.cached,
             "retries": self.retries,

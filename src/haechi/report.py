@@ -34,6 +34,7 @@ def tables(result: Mapping[str, Any]) -> str:
     for guard, measured in result["guards"].items():
         if any(measured["robustness"].values()):
             parts += [f"## {guard} under attack", "", *_attack_table(measured["robustness"]), ""]
+    parts += ["## What they cost", "", *cost_table(result), ""]
     for table in paper()["tables"]:
         parts += [*paper_table(result, table), ""]
     parts += ["## By category", "", *_category_table(result), ""]
@@ -133,6 +134,23 @@ def _attack_table(robustness: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _drop(cell: Mapping[str, Any]) -> str:
     low, high = cell["interval"]
     return f"{cell['difference']:+.3f} ({low:+.3f} to {high:+.3f}), {cell['fpr']:.3f}"
+
+
+def cost_table(result: Mapping[str, Any]) -> list[str]:
+    """Start, latency, throughput and memory of guards that run here, and what the others' endpoints counted."""
+    rows = []
+    for guard, measured in result["guards"].items():
+        for usage in measured["usage"]:
+            latency = ["" if usage[key] is None else f"{usage[key]:.0f}" for key in ("p50_ms", "p99_ms")]
+            counts = (str(usage[key]) for key in ("requests", "cached", "retries", "failures"))
+            tokens = f"{usage['input_tokens']} + {usage['output_tokens']}"
+            rows.append([f"{guard} ({usage['url']})", "", *latency, "", "", *counts, tokens, f"{usage['dollars']:.2f}"])
+        if "costs" in measured:
+            one = measured["costs"]
+            times = f"{one['start_s']:.2f}", f"{one['p50_ms']:.2f}", f"{one['p99_ms']:.2f}"
+            rows.append([guard, *times, f"{one['rows_per_s']:.0f}", f"{one['memory_mb']:.0f}", *[""] * 6])
+    head = ["guard", "start, s", "p50, ms", "p99, ms", "rows/s", "memory, MB", "requests", "cached", "retries"]
+    return markdown([*head, "failures", "tokens in + out", "dollars"], rows) if rows else ["Not timed."]
 
 
 def paper_table(result: Mapping[str, Any], table: str) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from haechi.config import Config, parse, read_yaml
@@ -102,7 +105,12 @@ def set_file(name: str) -> Path | None:
 
 
 def load_set(name: str) -> list[Example]:
-    """All rows of a set: a file of the corpus or of the local mirror, a JSONL path, else the public hub.
+    """All rows of a set; see `read_set`."""
+    return list(read_set(name))
+
+
+def read_set(name: str) -> Iterator[Example]:
+    """The rows of a set, one by one: a file of the corpus or of the local mirror, a JSONL path, else the public hub.
 
     Raises DataError naming the set, its home and its licence when it is in neither place.
     """
@@ -116,12 +124,60 @@ def load_set(name: str) -> list[Example]:
             f"data set {name!r} ({entry.title}, {entry.licence}) is not in {folder} and has no known hub copy; "
             f"fetch it from {entry.home} and set HAECHI_DATA to the folder that holds {entry.use}/{name}.jsonl.gz"
         )
-    return list(from_hub(name, entry, entry.hub))
+    return from_hub(name, entry, entry.hub)
 
 
-def set_hash(rows: Sequence[Example]) -> str:
+def set_hash(rows: Iterable[Example]) -> str:
     """Content hash of a set's ids, queries and labels: figures compare only where it is equal."""
-    return hashlib.sha256("".join(dumps([row.id, row.query, row.label]) for row in rows).encode()).hexdigest()[:16]
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(dumps([row.id, row.query, row.label]).encode())
+    return content.hexdigest()[:16]
+
+
+class LabelledSet:
+    """The labelled rows of a set, read anew by every pass over it: in memory are only a few bytes a row."""
+
+    def __init__(self, name: str, change: Callable[[Example], Example] | None = None) -> None:
+        """`change` is applied to every row. Raises DataError when no row has a label, or two share an id."""
+        self.name, self._change = name, change
+        self._unsafe, self._ids = bytearray(), array("q")
+        self._groups: dict[str, tuple[dict[str, int], array[int]]] = {
+            field: ({}, array("I")) for field in ("category", "kind", "lang")
+        }
+        self.sha256 = set_hash(self._noted())
+        """See `set_hash`."""
+        self.truth: npt.NDArray[np.bool_] = np.frombuffer(self._unsafe, np.bool_)
+        """[rows] whether the label is unsafe."""
+        if not len(self):
+            raise DataError(f"data set {name!r} has no labelled rows to evaluate on")
+        # Two of a million ids share a 64-bit hash by chance once in thirty million sets.
+        if len(np.unique(np.frombuffer(self._ids, np.int64))) < len(self):
+            raise DataError(f"data set {name!r} has rows that share an id")
+        del self._ids
+
+    def __len__(self) -> int:
+        return len(self._unsafe)
+
+    def __iter__(self) -> Iterator[Example]:
+        for row in read_set(self.name):
+            if row.label:
+                yield self._change(row) if self._change else row
+
+    def groups(self, field: str) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+        """Each value of `category`, `kind` or `lang` in order, and [rows] which rows have it."""
+        numbers, places = self._groups[field]
+        of = np.frombuffer(places, np.uint32)
+        for value in sorted(numbers):
+            yield value, of == numbers[value]
+
+    def _noted(self) -> Iterator[Example]:
+        for row in self:
+            self._unsafe.append(row.label == "unsafe")
+            self._ids.append(hash(row.id))
+            for field, (numbers, places) in self._groups.items():
+                places.append(numbers.setdefault(str(getattr(row, field)), len(numbers)))
+            yield row
 
 
 def from_hub(name: str, entry: DataSet, hub: Hub) -> Iterator[Example]:
@@ -152,20 +208,25 @@ def from_hub(name: str, entry: DataSet, hub: Hub) -> Iterator[Example]:
         )
 
 
-def _stored(path: Path) -> list[Example]:
-    return [_example(row, path, number) for number, row in enumerate(read_jsonl(path), 1)]
+_COLUMNS = frozenset(Example.model_fields)
+_NEEDED = {"id", "lang"}
+
+
+def _stored(path: Path) -> Iterator[Example]:
+    for number, row in enumerate(read_jsonl(path), 1):
+        yield _example(row, path, number)
 
 
 def _example(row: Any, path: Path, number: int) -> Example:
     """A stored row; columns beyond ours (translations, annotations) are left behind, a missing id is its number."""
     if not isinstance(row, dict) or not isinstance(row.get("query"), str):
         raise DataError(f"{path}: row {number} lacks a query")
-    kept = {key: value for key, value in row.items() if key in Example.model_fields}
+    kept = row if row.keys() <= _COLUMNS else {key: value for key, value in row.items() if key in _COLUMNS}
     if "group" in kept:
         # Some public sets number their groups.
         kept["group"] = str(kept["group"])
     try:
-        return Example(**{"id": str(number), "lang": "und", **kept})
+        return Example(**kept) if kept.keys() >= _NEEDED else Example(**{"id": str(number), "lang": "und", **kept})
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(

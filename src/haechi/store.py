@@ -15,6 +15,8 @@ from typing import Any
 
 from haechi.errors import DataError
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step: a reader or a kill sees the old file or the new one, never a part."""
@@ -55,8 +57,12 @@ def read_json(path: Path) -> Any:
 
 def dumps(row: Any) -> str:
     """One row as one line of JSON that UTF-8 can hold: lone surrogates, which it cannot, are escaped."""
-    line = json.dumps(row, ensure_ascii=False)
-    return line if line.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in line) else json.dumps(row)
+    line = _ENCODER.encode(row)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return line
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

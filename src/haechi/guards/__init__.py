@@ -9,13 +9,16 @@ line of YAML is enough in every configuration. A model with several operating po
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from haechi.config import C, parse
 from haechi.errors import ConfigError, MissingExtra, did_you_mean
 from haechi.schema import Answer, Conversation, Verdict
+
+if TYPE_CHECKING:
+    from haechi.remote import Endpoint
 
 EMPTY = Verdict(error="the query is empty")
 """What every guard says of a blank query."""
@@ -105,13 +108,21 @@ def settings(kind: type[C], spec: str | Mapping[str, Any] | None, name: str, mai
     return parse(kind, {} if spec is None else {main: spec} if isinstance(spec, str) else spec, f"the guard {name}")
 
 
+def endpoints(guard: Guard) -> Iterator[Endpoint]:
+    """The addresses a guard, or one it is made of, asks."""
+    if hasattr(guard, "endpoint"):
+        yield guard.endpoint
+    for member in getattr(guard, "members", ()):
+        yield from endpoints(member)
+
+
 def judged(guard: Guard, conversations: Sequence[Conversation | str]) -> list[Verdict]:
     """What `guard` says of each conversation. Raises ConfigError when it breaks its word: another number of verdicts
     than conversations, or, from behind an endpoint, not one answer; what is wrong then is wrong with all of them."""
     verdicts = guard.check(conversations)
     if len(verdicts) != len(conversations):
         raise ConfigError(f"{guard.name} gave {len(verdicts)} verdicts for {len(conversations)} rows")
-    if hasattr(guard, "endpoint"):
+    if any(True for _ in endpoints(guard)):
         pairs = zip(Conversation.each(conversations), verdicts, strict=True)
         asked = [verdict for item, verdict in pairs if item.query.strip()]
         if asked and all(verdict.error for verdict in asked):

@@ -16,13 +16,13 @@ class AnyOf:
     """Unsafe when one of its guards says so, safe only when all of them do, else the error of one without an answer."""
 
     def __init__(self, guards: Sequence[Guard]) -> None:
-        self._guards = guards
+        self.members = guards
         self.name = f"any_of({', '.join(guard.name for guard in guards)})"
         self.identity = fingerprint("any_of", [guard.identity for guard in guards])
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """See `Guard.check`."""
-        columns = zip(*(guard.check(conversations) for guard in self._guards), strict=True)
+        columns = zip(*(guard.check(conversations) for guard in self.members), strict=True)
         return [max(verdicts, key=_severity) for verdicts in columns]
 
 
@@ -33,7 +33,7 @@ class Cascade:
     """
 
     def __init__(self, guards: Sequence[Guard], low: float, high: float) -> None:
-        self._guards, self._low, self._high = guards, low, high
+        self.members, self._low, self._high = guards, low, high
         self.name = f"cascade({', '.join(guard.name for guard in guards)}; {low:g}-{high:g})"
         self.identity = fingerprint("cascade", [guard.identity for guard in guards], low, high)
 
@@ -41,7 +41,7 @@ class Cascade:
         """See `Guard.check`."""
         verdicts: list[Verdict] = [Verdict(error="not judged")] * len(conversations)
         open_ = list(range(len(conversations)))
-        for guard in self._guards:
+        for guard in self.members:
             if not open_:
                 break
             for index, verdict in zip(open_, guard.check([conversations[index] for index in open_]), strict=True):
@@ -61,7 +61,7 @@ class Threshold:
     """Another guard's scores, cut at another place; it answers when that guard does."""
 
     def __init__(self, guard: Guard, at: float) -> None:
-        self._guard, self._at = guard, at
+        self._guard, self._at, self.members = guard, at, (guard,)
         self.name = f"{guard.name}@{at:g}"
         self.identity = fingerprint("threshold", guard.identity, at)
         self.taxonomy = getattr(guard, "taxonomy", None)
@@ -100,12 +100,10 @@ class Normalised:
     """A guard that is shown the query in plain letters (`haechi.normalise`); it answers when that guard does."""
 
     def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+        self._guard, self.members = guard, (guard,)
         self.name = f"normalised({guard.name})"
         self.identity = fingerprint("normalised", guard.identity)
         self.taxonomy = getattr(guard, "taxonomy", None)
-        if hasattr(guard, "endpoint"):
-            self.endpoint = guard.endpoint
         if isinstance(guard, AnsweringGuard):
             answer = guard.answer
             self.answer = lambda conversations, force=False: answer(_plain(conversations), force)

@@ -23,11 +23,10 @@ class KeywordGuard:
         self._words = {word.lower(): category for word, category in words.items()}
         self.identity = fingerprint("keyword", sorted(self._words.items()))
         # Korean particles follow a word without a space: only scripts with spaces between words get a word boundary.
-        patterns = (
-            rf"\b{re.escape(word)}\b" if word.isascii() else re.escape(word)
-            for word in sorted(self._words, key=len, reverse=True)
-        )
-        self._pattern = re.compile("|".join(patterns))
+        longest = sorted(self._words, key=len, reverse=True)
+        spaced = "|".join(re.escape(word) for word in longest if word.isascii())
+        others = [re.escape(word) for word in longest if not word.isascii()]
+        self._pattern = re.compile("|".join(([rf"\b(?:{spaced})\b"] if spaced else []) + others))
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """See `Guard.check`."""

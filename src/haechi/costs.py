@@ -1,0 +1,68 @@
+"""What a guard costs on this machine: start, memory, latency of single queries, throughput of many.
+
+Measured in a process of its own, so that one guard's memory and warm caches are not another's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from haechi.errors import HaechiError
+
+_WARM_UP = 3
+
+
+def costs(spec: str | Mapping[str, Any], queries: Sequence[str]) -> dict[str, float]:
+    """Seconds until a fresh process has its first verdict (`start_s`), milliseconds of single queries (`p50_ms`,
+    `p99_ms`), rows per second of all together (`rows_per_s`), and the peak of resident memory (`memory_mb`).
+
+    Raises HaechiError with the last line the process said when it fails.
+    """
+    asked = json.dumps({"spec": spec, "queries": list(queries)})
+    command = [sys.executable, "-m", "haechi.costs"]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
+        raise HaechiError(f"timing {spec} failed: {said[-1][:200]}")
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def _measure(asked: Mapping[str, Any]) -> dict[str, float]:
+    started = time.perf_counter()
+    import resource
+
+    from haechi.guards import load_guard
+
+    guard, queries = load_guard(asked["spec"]), asked["queries"]
+    guard.check(queries[:1])
+    start = time.perf_counter() - started
+    for query in queries[:_WARM_UP]:
+        guard.check([query])
+    times = []
+    for query in queries:
+        begun = time.perf_counter()
+        guard.check([query])
+        times.append(time.perf_counter() - begun)
+    times.sort()
+    begun = time.perf_counter()
+    guard.check(queries)
+    together = time.perf_counter() - begun
+    # Linux counts KiB, macOS bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {
+        "start_s": start,
+        "p50_ms": times[len(times) // 2] * 1000,
+        "p99_ms": times[min(len(times) - 1, int(0.99 * len(times)))] * 1000,
+        "rows_per_s": len(queries) / together,
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(json.load(sys.stdin))))
