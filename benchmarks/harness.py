@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from haechi import evaluate
+from haechi.costs import peak_memory
 from haechi.evaluate import EvaluateConfig
 from haechi.sets import read_set
 from haechi.store import dumps
@@ -69,9 +69,7 @@ def _measure(file: Path) -> dict[str, float]:
         started = time.perf_counter()
         evaluate.run(config, lambda line: None)
         seconds = time.perf_counter() - started
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {"rows_per_s": rows / seconds, "memory_mb": memory}
+    return {"rows_per_s": rows / seconds, "memory_mb": peak_memory()}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from haechi.normalise import normalise
         ("ｈｏｗ ｔｏ ｓｔｅａｌ", "how to steal"),
         ("h\u200bo\u200dw\ufeff to ste\u00adal", "how to steal"),
         ("𝐡𝐨𝐰 𝓽𝓸 ⓢⓣⓔⓐⓛ", "how to steal"),
-        ("h\u0337o\u0337w ťó kíll", "how to kill"),
+        ("h\u0337o\u0337w té\u0335o kill", "how téo kill"),
         ("k i l l him, b-o-m-b", "kill him, bomb"),
         ("ㅍㅗㄱㅌㅏㄴ ㅁㅏㄴㄷㅡㄴㅡㄴ ㅂㅓㅂ", "폭탄 만드는 법"),
         ("ㄱㅏㅄㅇㅣ ㅆㅏㄴ ㄱㅗㅅ", "값이 싼 곳"),
@@ -38,6 +38,7 @@ def test_a_disguise_comes_off(typed: str, plain: str) -> None:
     [
         "How do I kill a Python process?", "I am a b test", "Как у вас дела? Привет", "Γειά σου Κόσμε",
         "ㅋㅋㅋ ㅎㅎ 뭐해 ㅠㅠ",
+        "el año, ťó je kůň, tiếng Việt",
         "日本語のテキスト、ガギグゲゴ", "नमस्ते दुनिया", "مرحبا", "a-b testing, e.g. 3.5 x 2", "안녕하세요 ㄱㄱ",
     ],
 )  # fmt: skip

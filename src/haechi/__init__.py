@@ -7,6 +7,7 @@ True
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from haechi.schema import Answer, Conversation, Example, Verdict
 
 if TYPE_CHECKING:
     from haechi.guards.slm import SLM
+
+# ONNX Runtime's wheels report their use to its maker unless told otherwise; what guards a service sends nothing.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Answer", "Conversation", "Example", "Guard", "Verdict", "check", "load"]
 __version__ = "0.1.0"
@@ -27,11 +31,12 @@ def load(
     threads: int | None = None,
     locale: str | None = None,
     point: str = "balanced",
+    normalise: bool = True,
 ) -> SLM:
     """The guard in a model folder, default the embedded `haechi-mini`; see `haechi.guards.slm.load`."""
     from haechi.guards.slm import load
 
-    return load(folder, engine=engine, threads=threads, locale=locale, point=point)
+    return load(folder, engine=engine, threads=threads, locale=locale, point=point, normalise=normalise)
 
 
 def check(query: str | Conversation) -> Verdict:

@@ -18,6 +18,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from haechi import spelling
 from haechi.engines.torch import cache_argument
 from haechi.errors import ConfigError, ModelError
 from haechi.modelfolder import read_sheet, sealed, write_sheet
@@ -167,7 +168,9 @@ def run(model: Path, output: Path, precision: str, report: Callable[[str], None]
             write(network, plain)
             _finish(plain, output / name, precision)
             report(f"{name}: {(output / name).stat().st_size / 1e6:.1f} MB")
-    shutil.copyfile(model / "tokenizer.json", output / "tokenizer.json")
+    for file in ("tokenizer.json", spelling.FILE):
+        if (model / file).exists():
+            shutil.copyfile(model / file, output / file)
     write_sheet(output, sealed(output, sheet))
     write_text(output / "README.md", model_card(sheet))
     return output

@@ -19,7 +19,7 @@ FORMAT = 2
 DEFAULT_POINT = "balanced"
 EMBEDDED = "haechi-mini"
 """The model inside the package."""
-_WEIGHTS = ("tokenizer.json", "*.onnx", "*.safetensors")
+_SEALED = ("tokenizer.json", "words.txt", "*.onnx", "*.safetensors")
 
 
 def default_model() -> Path:
@@ -117,8 +117,8 @@ def write_sheet(folder: Path, sheet: Sheet) -> None:
 
 
 def sealed(folder: Path, sheet: Sheet) -> Sheet:
-    """The sheet with the hashes of the tokenizer and weights that now lie in `folder`."""
-    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    """The sheet with the hashes of the tokenizer, words and weights that now lie in `folder`."""
+    files = sorted(file for pattern in _SEALED for file in folder.glob(pattern))
     return sheet.model_copy(update={"files": {file.name: digest(file) for file in files}})
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 
 from haechi.hangul import FINALS, FIRSTS, VOWELS, Syllable
+from haechi.spelling import Speller
 
 _LOOK_ALIKES = str.maketrans(
     "аеоросухіјѕԁӏһԛԝАВЕКМНОРСТУХІЈЅΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεικνορτυχɑɡıⅼ",
@@ -20,17 +22,31 @@ _ONE_BY_ONE = re.compile(r"(?<!\w)[^\W\d_](?:[ .\-_*·][^\W\d_](?!\w)){3,}")
 _LOOSE = re.compile("([ㄱ-ㆎ]+)")
 
 
+class Reader:
+    """What a model is shown of a query: plain letters, and words by their counts where there are any."""
+
+    def __init__(self, words: Mapping[str, int]) -> None:
+        """`words` comes from `haechi.spelling.learn`; empty: words stay as they are."""
+        self._speller = Speller(words) if words else None
+
+    def __call__(self, query: str) -> str:
+        """The text to show."""
+        text = normalise(query)
+        return self._speller.correct(text) if self._speller else text
+
+
 def normalise(query: str) -> str:
     """The query in plain letters; what is plain already stays as it is.
 
-    Compatibility forms are folded (NFKC), invisible characters and accents on Latin letters dropped, look-alikes in
-    mostly Latin text replaced, loose Hangul jamo composed into syllables, four or more letters set one by one joined.
+    Compatibility forms are folded (NFKC), invisible characters dropped, and marks on Latin letters that no alphabet
+    puts there; look-alikes in mostly Latin text are replaced, loose Hangul jamo composed into syllables, four or more
+    letters set one by one joined.
     """
     text = "".join(letter for letter in query if unicodedata.category(letter) != "Cf")
     # Jamo that stay loose ("ㅋㅋ") are left out of NFKC, which would make each a syllable's beginning.
     parts = _LOOSE.split(_JAMO.sub(_composed, text))
     text = "".join(part if index % 2 else unicodedata.normalize("NFKC", part) for index, part in enumerate(parts))
-    text = _without_accents(text)
+    text = _without_marks(text)
     folded = _WORD.sub(_plain, text)
     # Russian or Greek has few words of look-alikes only; what becomes mostly Latin was Latin.
     if 2 * len(_LATIN.findall(folded)) >= sum(map(str.isalpha, folded)):
@@ -43,17 +59,20 @@ def _composed(match: re.Match[str]) -> str:
     return Syllable(FIRSTS.index(jamo[0]), VOWELS.index(jamo[1]), FINALS.index(jamo[2:])).letter
 
 
-def _without_accents(text: str) -> str:
-    """Marks on Latin letters dropped; other scripts, whose marks are letters of their own, left alone."""
+def _without_marks(text: str) -> str:
+    """Without the marks that stay apart from their Latin letter in composed text: "é" has one, a struck "e" has none.
+
+    In other scripts marks are letters of their own.
+    """
     kept: list[str] = []
     base = ""
-    for letter in unicodedata.normalize("NFD", text):
+    for letter in text:
         if not unicodedata.combining(letter):
             base = letter
-        elif _LATIN.fullmatch(base):
+        elif unicodedata.normalize("NFD", base)[:1].isascii():
             continue
         kept.append(letter)
-    return unicodedata.normalize("NFC", "".join(kept))
+    return "".join(kept)
 
 
 def _plain(match: re.Match[str]) -> str:

@@ -48,7 +48,7 @@ class AnsweringGuard(Guard, Protocol):
 
 
 _KINDS = {
-    "slm": "haechi.guards.slm:load",
+    "slm": "haechi.guards.slm:named",
     "keyword": "haechi.guards.keyword:load",
     "frozen": "haechi.guards.frozen:load",
     "judge": "haechi.guards.judge:judge",
@@ -69,7 +69,7 @@ _KINDS = {
     "kanana-safeguard": "haechi.guards.open:load:kanana-safeguard",
 }
 _WITH_POINTS = {"slm"}
-_WITHOUT_SETTINGS = {"slm", "keyword", "frozen"}
+_WITHOUT_SETTINGS = {"keyword", "frozen"}
 _COMPOSITIONS = {
     "cascade": "haechi.guards.compose:cascade",
     "any_of": "haechi.guards.compose:any_of",

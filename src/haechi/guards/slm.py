@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,14 @@ from tokenizers import Tokenizer
 
 from haechi import answers
 from haechi.casing import restore
+from haechi.config import Config
 from haechi.engines import Engine, load_engine
 from haechi.errors import ConfigError, ModelError, did_you_mean
-from haechi.guards import EMPTY
+from haechi.guards import EMPTY, settings
 from haechi.modelfolder import DEFAULT_POINT, Sheet, default_model, read_sheet, require_policy, require_seal
+from haechi.normalise import Reader
 from haechi.schema import Answer, Conversation, Verdict
+from haechi.spelling import read_words
 from haechi.store import fingerprint
 from haechi.taxonomy import Taxonomy
 from haechi.template import IGNORE, NOT_SUPERVISED, Bools, Branch, Floats, Ints, Row, Template, pack, visible
@@ -63,13 +66,23 @@ class SLM:
     """A model folder, judging and answering."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, sheet: Sheet, locale: str | None = None, point: str = DEFAULT_POINT
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sheet: Sheet,
+        locale: str | None = None,
+        point: str = DEFAULT_POINT,
+        read: Callable[[str], str] | None = None,
     ) -> None:
+        """`read` is what the model is shown of a query; None: the query as typed."""
         if point not in sheet.points:
             raise ConfigError(
                 f"model {sheet.name!r} has no operating point {point!r}{did_you_mean(point, sheet.points)}"
             )
         self.name = sheet.name if point == DEFAULT_POINT else f"{sheet.name}@{point}"
+        if read is None:
+            self.name += " as typed"
+        self._read = read or str
         self.sheet = sheet
         self.point = sheet.points[point]
         self.taxonomy: Taxonomy = sheet.policy()
@@ -77,7 +90,7 @@ class SLM:
         self._engine, self._locale = engine, locale
         if locale is not None and locale not in self.taxonomy.resources:
             raise ConfigError(f"unknown locale {locale!r}{did_you_mean(locale, self.taxonomy.resources)}")
-        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale, point)
+        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale, point, read is not None)
         self._candidates = np.array([*self.template.labels, *self.template.categories], np.int64)
         self._prompt = self._branch(self.template.verdict_prompt())
         self._masks: dict[str, Bools] = {}
@@ -87,7 +100,7 @@ class SLM:
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """One verdict per conversation. A query longer than the window is judged in overlapping windows: the most
         harmful one counts."""
-        windows = [self._windows(item.query) for item in Conversation.each(conversations)]
+        windows = [self._windows(self._read(item.query)) for item in Conversation.each(conversations)]
         flat = [(owner, ids) for owner, several in enumerate(windows) for ids in several]
         judged: list[list[Verdict]] = [[] for _ in conversations]
         for batch in _batches([len(ids) for _, ids in flat]):
@@ -127,7 +140,7 @@ class SLM:
         assistant.
         """
         results: list[Answer | None] = [None] * len(conversations)
-        texts = [item.query for item in Conversation.each(conversations)]
+        texts = [self._read(item.query) for item in Conversation.each(conversations)]
         queries = [self._worst_window(text) for text in texts]
         rows = [index for index, query in enumerate(queries) if query is not None]
         for batch in _batches([len(queries[index] or ()) + self.sheet.template.answer for index in rows]):
@@ -157,7 +170,7 @@ class SLM:
 
         Nothing is yielded for a query judged safe (unless `force`d) or empty: call `check` to tell the two apart.
         """
-        text = Conversation.of(conversation).query
+        text = self._read(Conversation.of(conversation).query)
         query = self._worst_window(text)
         if query is None:
             return
@@ -292,13 +305,16 @@ def load(
     locale: str | None = None,
     taxonomy: Taxonomy | None = None,
     point: str = DEFAULT_POINT,
+    normalise: bool = True,
 ) -> SLM:
     """A guard from a model folder, default the model that comes with the package.
 
     `engine` is `onnx` or `torch` (default: what the folder holds), `threads` the CPU threads to use, `locale` whose
     help lines an answer may show (`US`, `KR`; default by the query's language), `taxonomy` a policy the model must have
     been trained for, `point` one of the model's operating points (`strict` calls more queries unsafe, `permissive`
-    fewer). Raises ModelError in one line for a folder that cannot be used, ConfigError for an unknown point or locale.
+    fewer). Queries are read in plain letters (`haechi.normalise`) and, where the model knows enough words, with slips
+    and lost spaces put right (`haechi.spelling`); `normalise` False: as typed. Raises ModelError in one line for a
+    folder that cannot be used, ConfigError for an unknown point or locale.
     """
     path = Path(folder) if folder is not None else default_model()
     sheet = read_sheet(path)
@@ -313,7 +329,27 @@ def load(
         raise ModelError(f"{file} cannot be read: {str(error)[:200]}; copy or export the model again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale, point)
+    reader = Reader(read_words(path)) if normalise else None
+    return SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale, point, reader)
+
+
+class Settings(Config):
+    """Settings of `{slm: {...}}`."""
+
+    model: Path | None = None
+    """The model folder; None: the embedded model."""
+    point: str = DEFAULT_POINT
+    """Operating point."""
+    locale: str | None = None
+    """Whose help lines an answer may show."""
+    normalise: bool = True
+    """Whether the query is read in plain letters and words."""
+
+
+def named(spec: str | Mapping[str, Any] | None, point: str | None = None) -> SLM:
+    """`slm`, `slm:FOLDER`, `slm@POINT:FOLDER` or `{slm: {...}}`."""
+    chosen = settings(Settings, spec, "slm")
+    return load(chosen.model, locale=chosen.locale, point=point or chosen.point, normalise=chosen.normalise)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from haechi import spelling
 from haechi.calibration import calibrated, scored
 from haechi.casing import learn
 from haechi.errors import DataError
 from haechi.guards.slm import load
 from haechi.modelfolder import DEFAULT_POINT, Sheet, sealed, write_sheet
 from haechi.sets import data_folder
+from haechi.spelling import read_words, write_words
 from haechi.store import digest
 from haechi.taxonomy import load_taxonomy
 from haechi.train.config import Stage, TrainConfig
 from haechi.train.data import Both, RowSource, Source, Switched, TextSource, read_rows
 from haechi.train.loop import Loop
-from haechi.train.model import Base, load_base, merged
+from haechi.train.model import Base, load_base, locate, merged
 
 __all__ = ["Stage", "TrainConfig", "run"]
 
@@ -50,6 +52,8 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
             trained_on={stage.name: _provenance(stage) for stage in config.stages},
             metrics={"training": measured},
         )
+        if words := _words(base, config):
+            write_words(folder, words)
         write_sheet(folder, sealed(folder, sheet))
         _calibrate(folder, config, report)
         report(f"model written to {folder}")
@@ -98,6 +102,18 @@ def _casing(base: Base, config: TrainConfig) -> dict[str, str] | None:
     folders = [stage.rows for stage in config.stages if stage.rows is not None]
     rows = (row.example.response for folder in folders for row in read_rows(folder, "train"))
     return learn(response for response in rows if response)
+
+
+def _words(base: Base, config: TrainConfig) -> dict[str, int]:
+    """How often the training queries write each word; what the tokenizer and an exported base know is known as well."""
+    vocabulary = base.tokenizer.get_vocab()
+    # Byte-level and SentencePiece vocabularies mark a word's beginning, WordPiece what goes on within a word.
+    begun = [piece[1:] for piece in vocabulary if piece[:1] in ("Ġ", "▁")]
+    whole = begun or [piece for piece in vocabulary if not piece.startswith("##")]
+    known = {piece: 1 for piece in whole if piece.isascii() and piece.isalpha() and piece.islower() and len(piece) > 1}
+    known |= read_words(Path(locate(config.base)))
+    folders = [stage.rows for stage in config.stages if stage.rows is not None]
+    return spelling.learn((row.example.query for folder in folders for row in read_rows(folder, "train")), known)
 
 
 def _provenance(stage: Stage) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def load_base(config: TrainConfig, taxonomy: Taxonomy) -> Base:
 
 
 def _loaded(config: TrainConfig) -> tuple[Any, PreTrainedTokenizerFast]:
-    name = _locate(config.base)
+    name = locate(config.base)
     if (Path(name) / "model.onnx").is_file():
         return restored(Path(name), config.dropout)
     try:
@@ -144,7 +144,7 @@ class NarrowHead:
         self._head.forward = self._whole
 
 
-def _locate(base: str) -> str:
+def locate(base: str) -> str:
     """A folder or hub name; `package:NAME` is the `model` folder inside an installed package."""
     if base == EMBEDDED:
         return str(default_model())

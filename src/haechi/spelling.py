@@ -1,0 +1,195 @@
+"""Words misspelt, run together or torn apart, put right by how often words are written.
+
+The noisy channel of Kernighan, Church and Gale (1990, "A Spelling Correction Program Based on a Noisy Channel Model")
+over single words, with word boundaries a part of the channel: one Viterbi pass finds the likeliest words behind a run
+of letters and spaces. A text whose words are known is left alone, which is most of what people type.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+
+from haechi.errors import ModelError
+from haechi.store import write_text
+
+FILE = "words.txt"
+"""In a model folder: a count and the words that were written so often, a line each."""
+
+_LETTERS = r"[^\W\d_]+"
+_WORD = re.compile(rf"{_LETTERS}(?:['’]{_LETTERS})?")
+_RUN = re.compile(rf"{_WORD.pattern}(?: {_WORD.pattern})*")
+_MIXED = re.compile(r"(?<!\w)(?=\w*[^\W\d_])(?=\w*\d)\w{3,20}(?!\w)")
+_DIGITS = {"0": "o", "1": "il", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g"}
+"""Letters that digits stand for ("k1ll")."""
+_SYLLABARY = "\u1100"
+"""From here on a letter is a syllable or a word, as in Hangul and Chinese: none is mistaken for a neighbour."""
+
+# Costs are negative natural logarithms of probabilities. Chosen on the default model's validation rows by its AUROC on
+# plain, misspelt and wrongly spaced queries (docs/LOG.md).
+_KNOWN = 11.0
+"""A word of this cost or less is never doubted."""
+_UNKNOWN = 10.0
+"""A word that is not known, as typed ..."""
+_LETTER, _SYLLABLE = 2.3, 4.5
+"""... and each of its letters."""
+_SLIP, _SLIP_LETTER = 2.0, 1.5
+"""One letter dropped, added, exchanged or transposed in a word, and each letter of it: long words are rarely others."""
+_LOST, _ADDED = 2.0, 3.0
+"""A space that is not there, and one that should not be."""
+_SHORTEST, _LONGEST = 3, 20
+"""Letters of a word that may hold a slip."""
+_FREQUENT = 1e-3
+"""A single letter is a word when it is this share of all words ("a", "I"), else a torn one; an exchanged letter is one
+of those that make up this share of all letters."""
+_DOUBTFUL = 0.1
+"""A text with a smaller share of words to doubt was typed with care; the doubtful ones are names."""
+_READINGS = 16
+"""A word with more readings of its digits is left alone."""
+_ENOUGH = 100_000
+"""Words of text without which counts cannot tell a slip from a word that is merely new."""
+
+
+def learn(texts: Iterable[str], known: Mapping[str, int]) -> dict[str, int]:
+    """How often each lower-case word is written, once-only words left out, added to `known`; empty when too few are."""
+    counts = Counter(_plain(word) for text in texts for word in _WORD.findall(text))
+    kept = Counter({word: count for word, count in counts.items() if count > 1})
+    kept.update(known)
+    return dict(kept) if kept.total() >= _ENOUGH else {}
+
+
+def write_words(folder: Path, counts: Mapping[str, int]) -> None:
+    """Write a model folder's FILE."""
+    lines = defaultdict(list)
+    for word in sorted(counts):
+        lines[counts[word]].append(word)
+    write_text(folder / FILE, "".join(f"{count} {' '.join(lines[count])}\n" for count in sorted(lines, reverse=True)))
+
+
+def read_words(folder: Path) -> dict[str, int]:
+    """The counts in a model folder, empty when it has none. Raises ModelError for a file of another shape."""
+    counts: dict[str, int] = {}
+    file = folder / FILE
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            count, *words = line.split(" ")
+            counts.update(dict.fromkeys(words, int(count)))
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{file} cannot be read: {error}; copy or export the model again") from None
+    return counts
+
+
+class Speller:
+    """Puts words right by their counts."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        """`counts` comes from `learn`."""
+        total = sum(counts.values())
+        self._cost = {
+            word: math.log(total / count)
+            for word, count in counts.items()
+            if len(word) > 1 or word >= _SYLLABARY or count >= _FREQUENT * total
+        }
+        self._longest = max(map(len, self._cost), default=0)
+
+    @cached_property
+    def _alphabet(self) -> list[str]:
+        """Letters a slip may put in a word's place."""
+        counts = Counter("".join(word for word in self._cost if word < _SYLLABARY))
+        return sorted(letter for letter, count in counts.items() if count >= _FREQUENT * counts.total())
+
+    def correct(self, text: str) -> str:
+        """The text with the likeliest words; letters that stay keep their case."""
+        text = _MIXED.sub(self._without_digits, text)
+        words = _WORD.findall(text)
+        doubtful = sum(not self._sure(_plain(word)) for word in words)
+        return _RUN.sub(self._run, text) if doubtful > _DOUBTFUL * len(words) else text
+
+    def _without_digits(self, match: re.Match[str]) -> str:
+        """A word with letters for its digits, if that is one nobody would doubt."""
+        letters = [_DIGITS.get(letter, letter) for letter in match[0]]
+        if math.prod(map(len, letters)) > _READINGS:
+            return match[0]
+        readings = map("".join, product(*letters))
+        return min(filter(self._sure, readings), key=self._cost.__getitem__, default=match[0])
+
+    def _run(self, match: re.Match[str]) -> str:
+        typed = match[0].split(" ")
+        words = list(map(_plain, typed))
+        # Some letters become two in lower case; places would no longer agree.
+        if all(map(self._sure, words)) or len("".join(words)) != len("".join(typed)):
+            return match[0]
+        return " ".join(self._likeliest(words, typed))
+
+    def _sure(self, word: str) -> bool:
+        return self._cost.get(word, math.inf) <= _KNOWN
+
+    def _likeliest(self, words: Sequence[str], typed: Sequence[str]) -> list[str]:
+        text, shown = "".join(words), "".join(typed)
+        length = len(text)
+        begins: dict[int, int] = {}
+        place = 0
+        for number, word in enumerate(words):
+            begins[place] = number
+            place += len(word)
+        best, back = [0.0] + [math.inf] * length, [(0, "")] * (length + 1)
+        for start in range(length):
+            if best[start] == math.inf:
+                continue
+            so_far = best[start] + (0.0 if start in begins else _LOST)
+            added = 0
+            for end in range(start + 1, min(length, start + self._longest) + 1):
+                cost = self._cost.get(text[start:end])
+                if cost is not None and so_far + cost + _ADDED * added < best[end]:
+                    best[end], back[end] = so_far + cost + _ADDED * added, (start, shown[start:end])
+                added += end in begins
+            if start in begins:
+                number = begins[start]
+                end = start + len(words[number])
+                for cost, word in self._readings(words[number], typed[number], first=number == 0):
+                    if so_far + cost < best[end]:
+                        best[end], back[end] = so_far + cost, (start, word)
+        found = []
+        while length:
+            length, word = back[length]
+            found.append(word)
+        return found[::-1]
+
+    def _readings(self, word: str, typed: str, *, first: bool) -> Iterable[tuple[float, str]]:
+        """Other costs of a word than its own: as an unknown word, and as its likeliest neighbour with a slip."""
+        letter = _SYLLABLE if word[0] >= _SYLLABARY else _LETTER
+        yield _UNKNOWN + letter * len(word), typed
+        # Inside a sentence a capital is a name's.
+        named = typed[0].isupper() and typed[1:].islower() and not first
+        if self._sure(word) or named or not _SHORTEST <= len(word) <= _LONGEST:
+            return
+        near = [(self._cost[other], other) for other in self._neighbours(word) if other in self._cost]
+        if near:
+            cost, other = min(near)
+            yield (
+                cost + _SLIP + _SLIP_LETTER * len(word),
+                other.upper() if typed.isupper() else other.capitalize() if typed[0].isupper() else other,
+            )
+
+    def _neighbours(self, word: str) -> set[str]:
+        """Words of at least _SHORTEST letters with one letter dropped, added, exchanged or transposed."""
+        if word[0] >= _SYLLABARY:
+            return set()
+        parts = [(word[:at], word[at:]) for at in range(len(word) + 1)]
+        found = {before + after[1:] for before, after in parts if len(word) > _SHORTEST}
+        found |= {before + after[1] + after[0] + after[2:] for before, after in parts if len(after) > 1}
+        for letter in self._alphabet:
+            found |= {before + letter + after[1:] for before, after in parts if after}
+            found |= {before + letter + after for before, after in parts}
+        return found
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("’", "'")
