@@ -38,6 +38,7 @@ LAYERS = [
         "figures",
         "remote",
         "llm",
+        "paraphrase",
     ],
     ["engines"],
     ["guards", "costs"],

@@ -16,6 +16,7 @@ from haechi.errors import ConfigError, DataError
 from haechi.evaluate import EvaluateConfig
 from haechi.evaluate import run as evaluate
 from haechi.guards import judged, load_guard
+from haechi.llm import ChatModel
 from haechi.schema import Conversation, Verdict
 
 Said = tuple[int, Any]
@@ -236,6 +237,37 @@ def test_replies_are_kept_and_a_stopped_evaluation_asks_only_for_the_rest(server
     assert usage["cached"] == 10 and len(server.asked) == usage["requests"] == 6
     figures = result["sets"][str(rows)]
     assert figures["errors"] == 0 and figures["cells"]
+
+
+def test_queries_are_paraphrased_once_and_what_is_declined_stays(server: Loopback, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(row.model_dump_json() + "\n" for row in examples(1)), encoding="utf-8")
+    (tmp_path / "words.txt").write_text("steal\nworthless\n", encoding="utf-8")
+
+    def reply(path: str, body: Any, number: int) -> Said:
+        query = last(body).removeprefix("<query>").removesuffix("</query>")
+        assert "change a few words" in body["messages"][0]["content"]
+        text = "I can't reword that." if "worthless" in query else query.replace("steal", "quietly obtain")
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    server.reply = reply
+    config = EvaluateConfig(
+        output=tmp_path / "out",
+        guards=(f"keyword:{tmp_path / 'words.txt'}",),
+        sets=(str(rows),),
+        perturbations={"paraphrase": ("low",)},
+        paraphraser=ChatModel(**settings(server)),
+        draws=100,
+    )
+    for _ in range(2):
+        measured = evaluate(config, lambda line: None)["guards"]["keyword"]["robustness"][str(rows)]
+        assert measured["paraphrase"]["low"]["changed"] == 1 / 8 and len(server.asked) == 8
+    assert measured["paraphrase"]["low"]["unsafe_recall"] == 0.25, "'worthless' is still there, 'steal' is not"
+    with pytest.raises(ValueError, match="go together"):
+        EvaluateConfig(**{**config.model_dump(), "paraphraser": None})
+    server.reply = lambda path, body, number: refused(403, "no")
+    with pytest.raises(ConfigError, match=r"not one query of .* could be paraphrased: .* said 403"):
+        evaluate(config.model_copy(update={"output": tmp_path / "again"}), lambda line: None)
 
 
 def test_a_refusal_is_the_verdict_of_an_aligned_model(server: Loopback) -> None:

@@ -1,6 +1,6 @@
 """What people do to a query so that a guard does not know it again, at three strengths; pure functions of query, seed.
 
-An attack changes letters (homoglyphs, jamo), words (synonyms, initials) or what stands around the query (wrappers). On
+An attack changes letters (homoglyphs, jamo), words (synonyms, languages) or what stands around the query (wrappers). On
 the harmless side it asks another question: does noise cry wolf?
 """
 
@@ -11,7 +11,7 @@ import codecs
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -102,13 +102,16 @@ def _initials(word: str) -> str:
     return "".join(parts.jamo[0] if (parts := syllable(letter)) else letter for letter in word)
 
 
-def _synonym(word: str) -> str:
-    """A word exchanged by `data/synonyms.tsv`, what stands around it kept; a Korean one by its beginning, as particles
-    and endings follow it."""
+def _exchanged(table: Callable[[], Mapping[str, str]]) -> Change:
+    return _words(lambda word: _exchange(word, table()))
+
+
+def _exchange(word: str, table: Mapping[str, str]) -> str:
+    """A word exchanged by a table, what stands around it kept; a Korean one by its beginning, as particles and endings
+    follow it."""
     match = re.fullmatch(r"(\W*)(.*?)(\W*)", word, re.S)
     assert match
     before, bare, after = match.groups()
-    table = _synonyms()
     for length in range(len(bare), 0, -1):
         if bare[:length].lower() in table and (length == len(bare) or not bare.isascii()):
             return before + table[bare[:length].lower()] + bare[length:] + after
@@ -117,8 +120,21 @@ def _synonym(word: str) -> str:
 
 @cache
 def _synonyms() -> dict[str, str]:
-    text = (resources.files("haechi") / "data" / "synonyms.tsv").read_text(encoding="utf-8")
-    return dict(line.split("\t") for line in text.splitlines())
+    return dict(_pairs("synonyms.tsv"))
+
+
+@cache
+def _counterparts() -> dict[str, str]:
+    """English nouns to Korean and back; of several the first."""
+    both = [*_pairs("counterparts.tsv")]
+    return dict(reversed([*both, *((korean, english) for english, korean in both)]))
+
+
+def _pairs(name: str) -> Iterator[tuple[str, str]]:
+    text = (resources.files("haechi") / "data" / name).read_text(encoding="utf-8")
+    for line in text.splitlines():
+        first, second = line.split("\t")
+        yield first, second
 
 
 def _wrapped(forms: tuple[str, ...]) -> Change:
@@ -162,7 +178,8 @@ ATTACKS: dict[str, Attack] = {
     ),
     "base64": Attack(_encoded(_base64, "base64"), (0.1, 0.3, 1.0)),
     "rot13": Attack(_encoded(lambda text: codecs.encode(text, "rot13"), "rot13"), (0.1, 0.3, 1.0)),
-    "synonyms": Attack(_words(_synonym), (0.2, 0.5, 1.0)),
+    "synonyms": Attack(_exchanged(_synonyms), (0.2, 0.5, 1.0)),
+    "code_switching": Attack(_exchanged(_counterparts), (0.2, 0.5, 1.0)),
     "role_play": Attack(_wrapped(_ROLES), (0, 1, 2)),
     "prefix_injection": Attack(_wrapped(_PREFIXES), (0, 1, 2)),
     "jamo": Attack(_letters(_taken_apart), (0.1, 0.3, 1.0)),

@@ -23,7 +23,9 @@ from haechi.costs import costs
 from haechi.errors import ConfigError, DataError, did_you_mean
 from haechi.guards import AnsweringGuard, Guard, endpoints, judged, load_guard
 from haechi.guards.slm import SLM
+from haechi.llm import ChatModel
 from haechi.metrics import Bools, Said
+from haechi.paraphrase import Paraphraser
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example
 from haechi.sets import LabelledSet, set_hash
@@ -33,6 +35,7 @@ HARNESS = 2
 """Raised when equal verdicts would give other figures, or other names for them: results of different ones are not
 compared."""
 _CHUNK = 256
+_PARAPHRASE = "paraphrase"
 _MISTAKES = 20
 """So many of each kind are kept, the most confident ones."""
 
@@ -50,7 +53,9 @@ class EvaluateConfig(Config):
     """Sets on whose harmful rows answers are written, once on the guard's own verdict and once forced."""
     perturbations: dict[str, tuple[Literal["low", "middle", "high"], ...]] = Field(default_factory=dict)
     """Attacks (`haechi.attacks`) under which every set is judged once more, and at which strengths; `all` stands for
-    every attack."""
+    every attack but `paraphrase`, which needs a `paraphraser`."""
+    paraphraser: ChatModel | None = None
+    """The chat model that words queries anew (`haechi.paraphrase`)."""
     threshold: Literal["fixed", "tuned", "fpr"] = "fixed"
     """Where scores are cut. `fixed`: each guard's own verdicts. `tuned`: at the guard's highest weighted F1 on
     `tune_on`. `fpr`: on each set where at most 1% of its safe rows are called unsafe, which nobody could know
@@ -68,8 +73,10 @@ class EvaluateConfig(Config):
     @model_validator(mode="after")
     def _attacks_are_known(self) -> Self:
         for name in self.perturbations:
-            if name != "all" and name not in ATTACKS:
-                raise ValueError(f"unknown attack {name!r}{did_you_mean(name, ['all', *ATTACKS])}")
+            if name not in ("all", _PARAPHRASE, *ATTACKS):
+                raise ValueError(f"unknown attack {name!r}{did_you_mean(name, ['all', _PARAPHRASE, *ATTACKS])}")
+        if (_PARAPHRASE in self.perturbations) != (self.paraphraser is not None):
+            raise ValueError("perturbations: {paraphrase: [...]} and paraphraser: {model: ...} go together")
         return self
 
     @model_validator(mode="after")
@@ -241,7 +248,7 @@ def _said(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) ->
         verdicts = judged(guard, [_conversation(row) for row in part])
         return [verdict_row(row.id, verdict) for row, verdict in zip(part, verdicts, strict=True)]
 
-    written = _resumable(config, guard, name, rows.sha256, rows, judge)
+    written = _resumable(_folder(config, guard), guard.identity, name, rows.sha256, rows, judge)
     return Said.of((row["unsafe"], row["score"]) for row in written)
 
 
@@ -256,7 +263,7 @@ def _attacked(
     """Figures under each attack and strength, and their difference to the plain queries' (paired)."""
     result: dict[str, dict[str, Any]] = defaultdict(dict)
     for attack, strength in config.attacks():
-        disguise = _Disguise(attack, strength, config.seed)
+        disguise = _disguise(config, rows, attack, strength)
         changed = LabelledSet(rows.name, disguise)
         share = disguise.changed / len(changed)
         if not share:
@@ -284,16 +291,35 @@ def _attacked(
 
 
 class _Disguise:
-    """An attack on rows, and how many it has changed."""
+    """A change of queries, and how many it has changed."""
 
-    def __init__(self, attack: str, strength: str, seed: int) -> None:
-        self._settings = (attack, strength, seed)
+    def __init__(self, change: Callable[[Example], str]) -> None:
+        self._change = change
         self.changed = 0
 
     def __call__(self, row: Example) -> Example:
-        query = disguised(row.query, *self._settings)
+        query = self._change(row)
         self.changed += query != row.query
         return row.model_copy(update={"query": query})
+
+
+def _disguise(config: EvaluateConfig, rows: LabelledSet, attack: str, strength: str) -> _Disguise:
+    """An attack as a change of rows. Raises ConfigError when not one query could be paraphrased."""
+    if attack != _PARAPHRASE:
+        return _Disguise(lambda row: disguised(row.query, attack, strength, config.seed))
+    assert config.paraphraser
+    paraphraser = Paraphraser(config.paraphraser)
+
+    def reword(part: Sequence[Example]) -> list[dict[str, Any]]:
+        said = paraphraser.reworded([row.query for row in part], strength)
+        return [{"id": row.id, "query": one.text, "error": one.error} for row, one in zip(part, said, strict=True)]
+
+    folder = config.output / "paraphrases"
+    written = list(_resumable(folder, paraphraser.identity, f"{rows.name}~{strength}", rows.sha256, rows, reword))
+    if not any(row["query"] for row in written):
+        raise ConfigError(f"not one query of {rows.name} could be paraphrased: {written[0]['error']}")
+    texts = {row["id"]: row["query"] for row in written if row["query"]}
+    return _Disguise(lambda row: str(texts.get(row.id, row.query)))
 
 
 def _answered(config: EvaluateConfig, guard: AnsweringGuard, rows: LabelledSet, force: bool) -> dict[str, Any]:
@@ -305,7 +331,7 @@ def _answered(config: EvaluateConfig, guard: AnsweringGuard, rows: LabelledSet, 
         return [answer_row(row.id, reply) for row, reply in zip(part, replies, strict=True)]
 
     name = f"{rows.name}.answers{'.forced' if force else ''}"
-    written = _resumable(config, guard, name, set_hash(harmful), harmful, write)
+    written = _resumable(_folder(config, guard), guard.identity, name, set_hash(harmful), harmful, write)
     policy = getattr(guard, "taxonomy", None)
     failures: dict[str, int] = defaultdict(int)
     total = passed = 0
@@ -332,22 +358,26 @@ def _conversation(row: Example) -> Conversation:
     return Conversation.from_query(row.query, row.id)
 
 
+def _folder(config: EvaluateConfig, guard: Guard) -> Path:
+    """Where a guard's verdicts and answers are kept."""
+    return config.output / "verdicts" / re.sub(r"[^\w.@-]+", "_", guard.name)
+
+
 def _resumable(
-    config: EvaluateConfig,
-    guard: Guard,
+    folder: Path,
+    identity: str,
     name: str,
     content: str,
     rows: Iterable[Example],
     work: Callable[[Sequence[Example]], list[dict[str, Any]]],
 ) -> Iterator[dict[str, Any]]:
-    """The rows `work` makes, through a journal keyed by guard and set; a finished file of that key is taken as is.
+    """The rows `work` makes, through a journal; a finished file of the same maker, set and content is taken as is.
 
-    `content` is the rows' hash. All rows must be taken: only then is the file whole.
+    `identity` is the maker's, `content` the rows' hash. All rows must be taken: only then is the file whole.
     """
-    folder = config.output / "verdicts" / re.sub(r"[^\w.@-]+", "_", guard.name)
     stem = re.sub(r"[^\w.@-]+", "_", name)
     path, stamp = folder / f"{stem}.jsonl", folder / f"{stem}.key"
-    key = fingerprint(guard.identity, name, content)
+    key = fingerprint(identity, name, content)
     if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
         yield from read_jsonl(path)
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -107,10 +108,18 @@ class Speller:
 
     def correct(self, text: str) -> str:
         """The text with the likeliest words; letters that stay keep their case."""
-        text = _MIXED.sub(self._without_digits, text)
+        text = _MIXED.sub(self._without_digits, _WORD.sub(self._without_accents, text))
         words = _WORD.findall(text)
         doubtful = sum(not self._sure(_plain(word)) for word in words)
         return _RUN.sub(self._run, text) if doubtful > _DOUBTFUL * len(words) else text
+
+    def _without_accents(self, match: re.Match[str]) -> str:
+        """A word nobody knows without its accents, if that is one nobody would doubt."""
+        word = match[0]
+        if word.isascii() or self._sure(_plain(word)):
+            return word
+        bare = "".join(letter for letter in unicodedata.normalize("NFD", word) if not unicodedata.combining(letter))
+        return bare if self._sure(_plain(bare)) else word
 
     def _without_digits(self, match: re.Match[str]) -> str:
         """A word with letters for its digits, if that is one nobody would doubt."""
