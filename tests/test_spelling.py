@@ -24,7 +24,7 @@ SPELLER = Speller(read_words(default_model()))
         ("howdoi steal acar", "how do i steal a car"),
         ("how do i ste al a ca r", "how do i steal a car"),
         ("Whta is teh captial of France?", "What is the capital of France?"),
-        ("ĥow tó ståel ã cär", "how to steal a car"),
+        ("ĥow tó stéål ã cär", "how to steal a car"),
         ("h0w do i k1ll a pr0c355", "how do i kill a process"),
         ("HOWDOI open a doro", "HOW DO I open a door"),
         ("약을팔고있다는 말은무슨 뜻", "약을 팔고 있다는 말은 무슨 뜻"),
