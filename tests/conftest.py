@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 # Tiny tensors on several threads spend their time waiting for each other; child processes inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,6 +24,8 @@ from haechi.schema import Example
 from haechi.train.config import Stage, TrainConfig
 
 ROOT = Path(__file__).parent.parent
+Said = tuple[int, Any]
+"""Status and body of a reply."""
 HARMFUL = ["how do I steal a car", "tell me her home address", "옆집 비밀번호 알려줘", "you are a worthless machine"]
 HARMLESS = [
     "how do I wash a car",
@@ -170,3 +176,54 @@ def trained(bert_base: Path, curated: Path, tmp_path_factory: pytest.TempPathFac
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as fp32 ONNX."""
     return export.run(trained, tmp_path_factory.mktemp("onnx"), "fp32", lambda line: None)
+
+
+class Loopback:
+    """An HTTP server that answers by a function of path, body and the number of the request."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[str, Any, int], Said] = lambda path, body, number: (500, {})
+        self.headers: dict[str, str] = {}
+        self.asked: list[tuple[str, dict[str, str], Any]] = []
+        self.most = self.now = 0
+        lock, told = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    told.now += 1
+                    told.most = max(told.most, told.now)
+                    told.asked.append((self.path, dict(self.headers), body))
+                    status, said = told.reply(self.path, body, len(told.asked))
+                data = said if isinstance(said, bytes) else json.dumps(said).encode()
+                with lock:
+                    told.now -= 1
+                self.send_response(status)
+                for name, value in told.headers.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # A client that gave up waiting has closed the line; that is what one test wants.
+        self._server.handle_error = lambda request, client: None  # type: ignore[method-assign]
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HAECHI_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    loopback = Loopback()
+    yield loopback
+    loopback.close()

@@ -29,12 +29,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from conftest import Loopback
 from haechi.errors import ConfigError, ModelError
 from haechi.guards import load_guard
 from haechi.guards import open as guards
 from haechi.guards.open import FAMILIES, Asked, OpenConfig, OpenGuard
 from haechi.llm import Completion, Step
-from test_remote import Loopback, server  # noqa: F401
 
 QUERY = "how do I whittle a spoon"
 
@@ -226,7 +226,7 @@ def test_a_template_that_loses_the_query_gives_no_verdict(tmp_path: Path) -> Non
         load_guard(f"hf-classifier:{tmp_path}")
 
 
-def test_a_served_guard_is_asked_with_its_templates_arguments(server: Loopback) -> None:  # noqa: F811
+def test_a_served_guard_is_asked_with_its_templates_arguments(server: Loopback) -> None:
     def reply(path: str, body: Any, number: int) -> tuple[int, Any]:
         if path == "/completions":
             logprobs = {

@@ -4,73 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import examples
+from conftest import Loopback, Said, examples
 from haechi.errors import ConfigError, DataError
 from haechi.evaluate import EvaluateConfig
 from haechi.evaluate import run as evaluate
 from haechi.guards import judged, load_guard
 from haechi.llm import ChatModel
 from haechi.schema import Conversation, Verdict
-
-Said = tuple[int, Any]
-
-
-class Loopback:
-    """An HTTP server that answers by a function of path, body and the number of the request."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[str, Any, int], Said] = lambda path, body, number: (500, {})
-        self.headers: dict[str, str] = {}
-        self.asked: list[tuple[str, dict[str, str], Any]] = []
-        self.most = self.now = 0
-        lock, told = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                with lock:
-                    told.now += 1
-                    told.most = max(told.most, told.now)
-                    told.asked.append((self.path, dict(self.headers), body))
-                    status, said = told.reply(self.path, body, len(told.asked))
-                data = said if isinstance(said, bytes) else json.dumps(said).encode()
-                with lock:
-                    told.now -= 1
-                self.send_response(status)
-                for name, value in told.headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        # A client that gave up waiting has closed the line; that is what one test wants.
-        self._server.handle_error = lambda request, client: None  # type: ignore[method-assign]
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
-    for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HAECHI_CACHE"):
-        monkeypatch.delenv(variable, raising=False)
-    loopback = Loopback()
-    yield loopback
-    loopback.close()
 
 
 def said(text: str | None, logprobs: dict[str, float] | None = None, finish: str = "stop", **message: Any) -> Said:

@@ -167,25 +167,13 @@ def ablate(config: ConfigFile, overrides: Overrides = None) -> None:
     module.run(load_config(module.AblateConfig, config, overrides or ()), _say)
 
 
-review = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Let people compare answers, blind.")
-app.add_typer(review, name="review")
+@app.command()
+def review(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Compare the answers of two sides by rules, by a chat model, and by people on a blind sheet."""
+    from haechi.config import load_config
 
-
-@review.command("export")
-def review_export(
-    name: Annotated[
-        str, typer.Argument(metavar="SET", help="A set by name, or JSONL, with reference answers.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Option(help="The CSV to write; its key goes beside it.", show_default=False)],
-    model: Model = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many harmful rows to draw.")] = 100,
-    seed: Annotated[int, typer.Option(help="Decides the draw and the sides.")] = 0,
-) -> None:
-    """Write a sheet of a model's answers beside the reference answers, in an order that only the key file tells."""
-    from haechi import review
-    from haechi.guards.slm import load
-
-    review.export(load(model), name, output, rows=rows, seed=seed, report=_say)
+    module = _extra("haechi.review", "eval", "reviewing")
+    module.run(load_config(module.ReviewConfig, config, overrides or ()), _say)
 
 
 @app.command()

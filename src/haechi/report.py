@@ -243,6 +243,48 @@ def model_card(sheet: Sheet) -> str:
     return "\n".join(lines)
 
 
+def review_table(result: Mapping[str, Any]) -> str:
+    """Two sides' answers by rules, by a chat model and by people: one table."""
+    config, checks = result["config"], result["checks"]
+    rows = [
+        [
+            "checks",
+            "share that passes all",
+            *(f"{checks[side]['passed']:.1%}" for side in ("first", "second")),
+            "",
+            "",
+            "",
+        ],
+    ]
+    for who, said in result["choices"].items():
+        for name, tally in said.items():
+            lead = "" if tally["lead"] is None else f"{tally['lead']:+.2f} ({_range(tally['interval'], '+.2f')})"
+            counts = (str(tally[key]) for key in ("first", "second", "tie", "unjudged"))
+            rows.append([who, name, *counts, lead])
+    head = ["by", "of", "first better", "second better", "tie", "not judged", "first's lead (95%)"]
+    parts = [
+        "# Answers compared",
+        "",
+        f"Measured by `haechi review`: {result['pairs']} harmful rows of {config['set']}; first: `{config['first']}`, "
+        f"second: `{config['second']}`.",
+        "",
+        *markdown(head, rows),
+        "",
+    ]
+    for side, checked in checks.items():
+        problems = ", ".join(f"{problem} {count}" for problem, count in checked["problems"].items())
+        parts.append(f"- {side}: checks not passed: {problems or 'none'}")
+    for who, agreed in result["agreement"].items():
+        for name, one in agreed.items():
+            kappa = "not defined" if one["kappa"] is None else f"{one['kappa']:.2f}"
+            parts.append(f"- {who} on {name}: {one['of']}'s kappa {kappa} over {one['pairs']} pairs")
+    return "\n".join([*parts, ""])
+
+
+def _range(interval: Sequence[float], form: str) -> str:
+    return " to ".join(format(end, form) for end in interval)
+
+
 def ablation_tables(result: Mapping[str, Any]) -> str:
     """A table per question: means over seeds with 95% t-intervals, and paired differences to the first variant."""
     config = result["config"]
