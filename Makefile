@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs
+.PHONY: demo test docs report
 
 demo: .venv/.core
 	$(BIN)/haechi answer --input examples/queries.txt
@@ -15,6 +15,9 @@ test: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+report: .venv/.dev
+	$(BIN)/haechi report results/haechi-mini results/robustness
 
 docs: .venv/.dev
 	$(BIN)/python docs/make_cli.py
@@ -27,4 +30,7 @@ docs: .venv/.dev
 .venv/.dev: .venv/.core
 	$(PIP) $(TORCH)
 	$(PIP) --editable '.[dev]'
+	# Tests of pages want a browser; Debian's is installed where we may.
+	command -v chromium || command -v google-chrome || { apt-get -qq update && apt-get -qq install -y chromium; } \
+		|| echo 'no Chromium: the tests of pages are skipped'
 	touch $@

@@ -26,6 +26,7 @@ SPELLER = Speller(read_words(default_model()))
         ("Whta is teh captial of France?", "What is the capital of France?"),
         ("ĥow tó stéål ã cär", "how to steal a car"),
         ("h0w do i k1ll a pr0c355", "how do i kill a process"),
+        ("how do i fgrny gung vehicle", "how do i steal that vehicle"),
         ("HOWDOI open a doro", "HOW DO I open a door"),
         ("약을팔고있다는 말은무슨 뜻", "약을 팔고 있다는 말은 무슨 뜻"),
     ],

@@ -84,7 +84,7 @@ def _comparison(before: Sheet, after: Sheet, rows: Scored) -> list[str]:
         f"{unsafe} unsafe and {len(rows.truth) - unsafe} safe rows; temperature {after.temperature:.3f} "
         f"(before {before.temperature:.3f})",
         "",
-        *point_table({**old, **after.points}),
+        *point_table({**old, **after.points}).lines(),
         "",
     ]
 

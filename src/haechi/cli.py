@@ -159,6 +159,15 @@ def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders that evaluate wrote.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("results/report"),
+) -> None:
+    """Merge evaluations that may be compared into one page with tables and figures, and the same as Markdown."""
+    _extra("haechi.page", "eval", "the report").run(results, output, _say)
+
+
+@app.command()
 def ablate(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train and measure variants of a recipe over several seeds; run it again and only what is missing is done."""
     from haechi.config import load_config

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from haechi import metrics
 from haechi.errors import ConfigError, MissingExtra
 from haechi.modelfolder import Point
+from haechi.report import HEADLINES, headline
 
 
 def sweep_plot(path: Path, truth: npt.NDArray[np.bool_], score: metrics.Array, points: Mapping[str, Point]) -> None:
@@ -94,6 +96,112 @@ def size_plot(path: Path, result: Mapping[str, Any], question: str) -> None:
         axes.set(xlabel="million parameters", ylabel=name)
         axes.grid(alpha=0.25)
     save(figure, path)
+
+
+def forest_plot(result: Mapping[str, Any]) -> Any:
+    """Every guard on every set by the figure the set's labels allow, with its 95% interval; a figure of matplotlib."""
+    names, guards = result["config"]["sets"], list(result["guards"])
+    figure, ((axes,),) = _canvas(8, 0.7 + len(names) * (0.14 + 0.11 * len(guards)))
+    for number, guard in enumerate(guards):
+        shift = (number - (len(guards) - 1) / 2) * 0.8 / max(2, len(guards))
+        for place, name in enumerate(names):
+            figures = result["guards"][guard]["sets"].get(name)
+            if figures is None:
+                continue
+            key = headline(figures)
+            low, high = figures["intervals"][key]
+            value = figures[key]
+            axes.errorbar(
+                value,
+                place + shift,
+                xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
+                fmt="o" if key == "weighted_f1" else "s" if key == "unsafe_recall" else "x",
+                color=f"C{number}",
+                markersize=5,
+                capsize=2,
+                label=guard if place == 0 else None,
+            )
+    labels = [
+        f"{name} ({HEADLINES[headline(next(g['sets'][name] for g in result['guards'].values() if name in g['sets']))]})"
+        for name in names
+    ]
+    axes.set_yticks(range(len(names)), labels, fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def curve_plot(result: Mapping[str, Any], kind: str) -> Any | None:
+    """A panel per set: precision over recall (`pr`, each guard's own threshold marked), or share of unsafe rows over
+    score (`calibration`); None when no set has such curves."""
+    names = [
+        name
+        for name in result["config"]["sets"]
+        # A set of one label has neither curve.
+        if any("pr" in guard["sets"].get(name, {}).get("curves", {}) for guard in result["guards"].values())
+    ]
+    if not names:
+        return None
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure, grid = _canvas(2.9 * columns, 2.7 * lines + 0.3, lines, columns, sharex=True, sharey=True)
+    panels = [axes for line in grid for axes in line]
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, names, strict=False):
+        for number, (guard, measured) in enumerate(result["guards"].items()):
+            figures = measured["sets"].get(name, {})
+            curve = figures.get("curves", {}).get(kind)
+            if curve is None:
+                continue
+            style = {"color": f"C{number}", "label": guard}
+            if kind == "pr":
+                axes.plot(np.linspace(0, 1, len(curve)), curve, linewidth=1.5, **style)
+                axes.plot(figures["unsafe_recall"], figures["unsafe_precision"], "o", color=f"C{number}", markersize=4)
+            else:
+                score, share, _ = zip(*curve, strict=True)
+                axes.plot(score, share, marker="o", markersize=3, linewidth=1.2, **style)
+        if kind == "calibration":
+            axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+        axes.set_title(name, fontsize=9)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.25)
+    figure.supxlabel("recall" if kind == "pr" else "score", fontsize=9)
+    figure.supylabel("precision" if kind == "pr" else "share of unsafe rows", fontsize=9)
+    drawn = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in drawn}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def heat_map(columns: Sequence[str], rows: Sequence[str], values: metrics.Array, *, worst: float, best: float) -> Any:
+    """Values [rows, columns] as colours and numbers, NaN left blank; red at `worst`, white at `best`."""
+    figure, ((axes,),) = _canvas(1.9 + 0.62 * len(columns), 0.9 + 0.26 * len(rows))
+    badness = np.clip((np.ma.masked_invalid(values) - best) / (worst - best), 0, 1)
+    axes.imshow(badness, cmap="Reds", vmin=0, vmax=1.25, aspect="auto")
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            if not np.isnan(value):
+                dark = badness[row, column] > 0.75
+                text = f"{value:.2f}".replace("-0.00", "0.00")
+                axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "0.15")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="left", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def svg(figure: Any) -> str:
+    """A figure as the text of an SVG file: letters stay letters, equal figures are equal texts."""
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "haechi", "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 def _canvas(width: float, height: float, rows: int = 1, columns: int = 1, **ratios: Any) -> tuple[Any, Any]:

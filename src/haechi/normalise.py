@@ -1,8 +1,9 @@
 """Undo what is done to a query's letters so that a guard does not know it again: full-width and styled letters,
-invisible characters, look-alikes of other scripts, stacked accents, Hangul taken apart, letters set one by one."""
+invisible characters, look-alikes, stacked accents, Hangul taken apart, letters set one by one, base64."""
 
 from __future__ import annotations
 
+import base64
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ _JAMO = re.compile(f"[{FIRSTS}][{VOWELS}](?:[{''.join(FINALS)}](?![{VOWELS}]))?"
 _LATIN = re.compile(r"[a-z]", re.I)
 _WORD = re.compile(r"\w+")
 _ONE_BY_ONE = re.compile(r"(?<!\w)[^\W\d_](?:[ .\-_*·][^\W\d_](?!\w)){3,}")
+_BASE64 = re.compile(r"(?<![\w+/=])(?=[a-z+/]*[A-Z0-9])[A-Za-z0-9+/]{6,}={0,2}(?![\w+/=])")
 _LOOSE = re.compile("([ㄱ-ㆎ]+)")
 
 
@@ -40,9 +42,10 @@ def normalise(query: str) -> str:
 
     Compatibility forms are folded (NFKC), invisible characters dropped, and marks on Latin letters that no alphabet
     puts there; look-alikes in mostly Latin text are replaced, loose Hangul jamo composed into syllables, four or more
-    letters set one by one joined.
+    letters set one by one joined, and base64 that hides text is read.
     """
     text = "".join(letter for letter in query if unicodedata.category(letter) != "Cf")
+    text = _BASE64.sub(_decoded, text)
     # Jamo that stay loose ("ㅋㅋ") are left out of NFKC, which would make each a syllable's beginning.
     parts = _LOOSE.split(_JAMO.sub(_composed, text))
     text = "".join(part if index % 2 else unicodedata.normalize("NFKC", part) for index, part in enumerate(parts))
@@ -52,6 +55,17 @@ def normalise(query: str) -> str:
     if 2 * len(_LATIN.findall(folded)) >= sum(map(str.isalpha, folded)):
         text = folded
     return _ONE_BY_ONE.sub(lambda match: re.sub(r"[ .\-_*·]", "", match[0]), text)
+
+
+def _decoded(match: re.Match[str]) -> str:
+    """What base64 hides, if that is text."""
+    code = match[0].rstrip("=")
+    try:
+        text = base64.b64decode(code + "=" * (-len(code) % 4), validate=True).decode()
+    except ValueError:
+        return match[0]
+    readable = sum(letter.isalpha() or letter in " .,?!'" for letter in text)
+    return text if text.isprintable() and readable >= 0.9 * len(text) else match[0]
 
 
 def _composed(match: re.Match[str]) -> str:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from haechi.modelfolder import Point, Sheet
 
 LABELS = ("safe", "unsafe")
+
+
+class Table(NamedTuple):
+    """A head and rows of cells; `<br>` breaks a line within a cell."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def lines(self) -> list[str]:
+        """As Markdown, first column left, others right."""
+        lines = [f"| {' | '.join(self.head)} |", f"|---|{'---:|' * (len(self.head) - 1)}"]
+        return lines + [f"| {' | '.join(row)} |" for row in self.rows]
+
+
 _GROUPS = (*LABELS, "weighted")
 
 
@@ -27,23 +42,27 @@ def tables(result: Mapping[str, Any]) -> str:
     """All tables of one evaluation."""
     parts = ["# Evaluation", "", "Measured by `haechi evaluate`; intervals are 95% bootstrap intervals.", ""]
     for guard in result["guards"]:
-        parts += [f"## {guard}, in short", "", *summary(result, guard), ""]
+        parts += [f"## {guard}, in short", "", *summary(result, guard).lines(), ""]
     for name in result["config"]["sets"]:
-        parts += [f"## {name} ({result['sets'][name]['rows']} rows)", "", *set_table(result, name), ""]
-        parts += [*map(_compared, result["comparisons"][name]), ""]
+        parts += [f"## {name} ({result['sets'][name]['rows']} rows)", "", *set_table(result, name).lines(), ""]
+        parts += [f"- {line}" for line in map(compared, result["comparisons"][name])] + [""]
     for guard, measured in result["guards"].items():
         if any(measured["robustness"].values()):
-            parts += [f"## {guard} under attack", "", *_attack_table(measured["robustness"]), ""]
-    parts += ["## What they cost", "", *cost_table(result), ""]
-    for table in paper()["tables"]:
-        parts += [*paper_table(result, table), ""]
-    parts += ["## By category", "", *_category_table(result), ""]
+            parts += [f"## {guard} under attack", "", *attack_table(measured["robustness"]).lines(), ""]
+    if (spent := cost_table(result)).rows:
+        parts += ["## What they cost", "", *spent.lines(), ""]
+    for name in paper_tables(result):
+        entry = paper()["tables"][name]
+        parts += [f"## The paper's table on {entry['title']}", "", entry["note"], RUN_ROW, ""]
+        parts += [*paper_table(result, name).lines(), ""]
+    if (categories := category_table(result)).rows:
+        parts += ["## By category", "", *categories.lines(), ""]
     if any(guard["answers"] for guard in result["guards"].values()):
-        parts += ["## Answers to harmful rows", "", *_answer_table(result), ""]
+        parts += ["## Answers to harmful rows", "", *answer_table(result).lines(), ""]
     return "\n".join(parts)
 
 
-def summary(result: Mapping[str, Any], guard: str) -> list[str]:
+def summary(result: Mapping[str, Any], guard: str) -> Table:
     """One guard on every set: a line each, beside what the paper reported for its own model on that set."""
     head = [
         "set",
@@ -73,10 +92,10 @@ def summary(result: Mapping[str, Any], guard: str) -> list[str]:
                 f"{reported[0]['weighted'][2]:.2f}" if reported else "",
             ]
         )
-    return markdown(head, rows)
+    return Table(head, rows)
 
 
-def set_table(result: Mapping[str, Any], name: str) -> list[str]:
+def set_table(result: Mapping[str, Any], name: str) -> Table:
     """Guards on one set in the columns of the paper's tables, with the paper's own rows below where it has them."""
     head = [
         "guard",
@@ -92,7 +111,9 @@ def set_table(result: Mapping[str, Any], name: str) -> list[str]:
     ]
     rows = []
     for guard, measured in result["guards"].items():
-        figures = measured["sets"][name]
+        figures = measured["sets"].get(name)
+        if figures is None:
+            continue
         low, high = figures["intervals"]["weighted_f1"]
         rows.append(
             [
@@ -106,20 +127,74 @@ def set_table(result: Mapping[str, Any], name: str) -> list[str]:
                 str(figures["errors"]),
             ]
         )
-    return markdown(head, rows)
+    return Table(head, rows)
 
 
-def _compared(pair: Mapping[str, Any]) -> str:
+def main_table(result: Mapping[str, Any]) -> Table:
+    """Every guard on every set: weighted F1, where a set has one label only its recall or its false alarms."""
+    rows = []
+    for name in result["config"]["sets"]:
+        measured = [guard["sets"].get(name) for guard in result["guards"].values()]
+        figure = headline(next(figures for figures in measured if figures))
+        cells = []
+        for figures in measured:
+            if figures:
+                low, high = figures["intervals"][figure]
+                cells.append(f"{figures[figure]:.3f}<br>{low:.3f}–{high:.3f}")
+            else:
+                cells.append("")
+        rows.append([name, str(result["sets"][name]["rows"]), HEADLINES[figure], *cells])
+    return Table(["set", "rows", "figure", *result["guards"]], rows)
+
+
+HEADLINES = {"weighted_f1": "weighted F1", "unsafe_recall": "recall", "fpr": "false alarms"}
+"""Figures a set is best told by, and their names."""
+
+
+def headline(figures: Mapping[str, Any]) -> str:
+    """The one of HEADLINES that a set's labels allow."""
+    counts = [sum(figures["cells"][f"{label}/{said}"] for said in (*LABELS, "none")) for label in LABELS]
+    return "weighted_f1" if all(counts) else "fpr" if counts[0] else "unsafe_recall"
+
+
+def language_table(result: Mapping[str, Any]) -> Table:
+    """Sets that differ only in language ("xstest", "xstest.ko") side by side, and what a guard loses between them."""
+    rows = []
+    for base, others in translations(result["config"]["sets"]).items():
+        for guard, measured in result["guards"].items():
+            for other in others:
+                pair = [measured["sets"].get(name) for name in (base, other)]
+                if None not in pair:
+                    figure = headline(pair[0]) if headline(pair[0]) == headline(pair[1]) else "unsafe_recall"
+                    first, second = (one[figure] for one in pair)
+                    cells = (f"{first:.3f}", f"{second:.3f}", f"{second - first:+.3f}")
+                    rows.append([guard, f"{base} / {other}", HEADLINES[figure], *cells])
+    return Table(["guard", "sets", "figure", "first", "second", "difference"], rows)
+
+
+def translations(names: Sequence[str]) -> dict[str, list[str]]:
+    """Sets by the one they are a translation of, as their names tell ("NAME.ko", "NAME_ko" of "NAME" or "NAME.en")."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem = re.sub(r"[._][a-z]{2}$", "", name)
+        base = next((one for one in (stem, f"{stem}.en") if one in names and one != name), None)
+        if base and not name.endswith(".en"):
+            found.setdefault(base, []).append(name)
+    return found
+
+
+def compared(pair: Mapping[str, Any]) -> str:
+    """Two guards on one set, row by row."""
     first, second = pair["guards"]
     low, high = pair["interval"]
     p = pair["mcnemar_p"]
     return (
-        f"- {first} against {second}: weighted F1 {pair['difference']:+.3f} ({low:+.3f} to {high:+.3f}); "
+        f"{first} against {second}: weighted F1 {pair['difference']:+.3f} ({low:+.3f} to {high:+.3f}); "
         f"McNemar's p {'below 0.001' if p < 0.001 else f'{p:.3f}'}"
     )
 
 
-def _attack_table(robustness: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def attack_table(robustness: Mapping[str, Mapping[str, Any]]) -> Table:
     """Difference of weighted F1 to the plain queries, and the change of false alarms, per attack, strength and set."""
     attacks = list(dict.fromkeys(attack for measured in robustness.values() for attack in measured))
     rows = []
@@ -128,7 +203,7 @@ def _attack_table(robustness: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for strength in strengths:
             cells = [measured.get(attack, {}).get(strength) for measured in robustness.values()]
             rows.append([f"{attack}, {strength}", *("" if cell is None else _drop(cell) for cell in cells)])
-    return markdown(["attack", *(f"{name}: weighted F1 (95%), false alarms" for name in robustness)], rows)
+    return Table(["attack", *(f"{name}: weighted F1 (95%), false alarms" for name in robustness)], rows)
 
 
 def _drop(cell: Mapping[str, Any]) -> str:
@@ -136,7 +211,7 @@ def _drop(cell: Mapping[str, Any]) -> str:
     return f"{cell['difference']:+.3f} ({low:+.3f} to {high:+.3f}), {cell['fpr']:.3f}"
 
 
-def cost_table(result: Mapping[str, Any]) -> list[str]:
+def cost_table(result: Mapping[str, Any]) -> Table:
     """Start, latency, throughput and memory of guards that run here, and what the others' endpoints counted."""
     rows = []
     for guard, measured in result["guards"].items():
@@ -150,41 +225,49 @@ def cost_table(result: Mapping[str, Any]) -> list[str]:
             times = f"{one['start_s']:.2f}", f"{one['p50_ms']:.2f}", f"{one['p99_ms']:.2f}"
             rows.append([guard, *times, f"{one['rows_per_s']:.0f}", f"{one['memory_mb']:.0f}", *[""] * 6])
     head = ["guard", "start, s", "p50, ms", "p99, ms", "rows/s", "memory, MB", "requests", "cached", "retries"]
-    return markdown([*head, "failures", "tokens in + out", "dollars"], rows) if rows else ["Not timed."]
+    head += ["failures", "tokens in + out", "dollars"]
+    told = [column for column in range(len(head)) if any(row[column] for row in rows)]
+    return Table([head[column] for column in told], [[row[column] for column in told] for row in rows])
 
 
-def paper_table(result: Mapping[str, Any], table: str) -> list[str]:
+RUN_ROW = """A row that was not run is measured by `haechi evaluate configs/evaluate/paper.yaml 'guards=["GUARD"]'`."""
+
+
+def paper_tables(result: Mapping[str, Any]) -> list[str]:
+    """Those of the paper's tables whose set was measured on."""
+    return [name for name, entry in paper()["tables"].items() if entry["measured_on"] in result["config"]["sets"]]
+
+
+def paper_table(result: Mapping[str, Any], table: str) -> Table:
     """One of the paper's tables row for row: what it reported, and what its system's guard measured here on the set
     `data/paper.yaml` names; where it was not run, the command that would."""
     facts = paper()
     entry = facts["tables"][table]
     measured_on = entry["measured_on"]
-    if measured_on not in result["config"]["sets"]:
-        return []
     rows = []
     for row in entry["rows"]:
         spec = facts["guards"][row["system"]]
         ran = next((one for one in result["guards"].values() if one["spec"] == spec), None)
         figures = ran["sets"].get(measured_on) if ran else None
-        here = (
-            [_triple(figures[f"{group}_{figure}"] for figure in facts["columns"]) for group in _GROUPS]
-            if figures
-            else ["", "", f"not run: `haechi evaluate configs/evaluate/paper.yaml 'guards=[\"{spec}\"]'`"]
-        )
+        here = [""] * len(_GROUPS)
+        if figures:
+            here = [_triple(figures[f"{group}_{figure}"] for figure in facts["columns"]) for group in _GROUPS]
+        how = "" if figures else f"`{spec}`"
         size = f" ({row['size']})" if "size" in row else ""
-        rows.append([row["system"] + size, *(_triple(row[group]) for group in _GROUPS), *here])
+        rows.append([row["system"] + size, *(_triple(row[group]) for group in _GROUPS), *here, how])
     head = [
         "system",
         *(f"{group} P/R/F1, reported" for group in _GROUPS),
         *(f"{group} P/R/F1, measured here" for group in _GROUPS),
+        "not run; its guard",
     ]
-    return [f"## The paper's table on {entry['title']}", "", entry["note"], "", *markdown(head, rows)]
+    return Table(head, rows)
 
 
-def point_table(points: Mapping[str, Point]) -> list[str]:
+def point_table(points: Mapping[str, Point]) -> Table:
     """Operating points and what they measured where they were fitted."""
     head = ["point", "threshold", "precision", "recall", "false alarms", "weighted F1"]
-    return markdown(
+    return Table(
         head,
         [
             [
@@ -215,7 +298,7 @@ def model_card(sheet: Sheet) -> str:
         f"Fitted with a temperature of {sheet.temperature:.3f} on labelled rows that were not trained on; the figures "
         "are of those rows.",
         "",
-        *point_table(sheet.points),
+        *point_table(sheet.points).lines(),
         "",
         "## Categories",
         "",
@@ -268,7 +351,7 @@ def review_table(result: Mapping[str, Any]) -> str:
         f"Measured by `haechi review`: {result['pairs']} harmful rows of {config['set']}; first: `{config['first']}`, "
         f"second: `{config['second']}`.",
         "",
-        *markdown(head, rows),
+        *Table(head, rows).lines(),
         "",
     ]
     for side, checked in checks.items():
@@ -312,7 +395,7 @@ def ablation_tables(result: Mapping[str, Any]) -> str:
                 ]
             )
         failures = [f"- {variant['name']}: {text}" for variant in question["variants"] for text in variant["failed"]]
-        parts += [f"## {question['text']}", "", *markdown(head, rows), "", *failures, *([""] if failures else [])]
+        parts += [f"## {question['text']}", "", *Table(head, rows).lines(), "", *failures, *([""] if failures else [])]
     return "\n".join(parts)
 
 
@@ -326,27 +409,23 @@ def _difference(cell: Mapping[str, float | None] | None) -> str:
     return f"<br>({_spread(cell, '+')})" if cell and cell["mean"] is not None else ""
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, first column left, others right."""
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
-
-
-def _category_table(result: Mapping[str, Any]) -> list[str]:
+def category_table(result: Mapping[str, Any]) -> Table:
     """Recall on unsafe rows / FPR on safe rows, over the sets that use the policy's categories."""
     sets = [name for name in result["config"]["sets"] if name.startswith("policy_test")]
     rows = []
     for guard, measured in result["guards"].items():
-        codes = sorted({code for name in sets for code in measured["sets"][name]["by_category"]})
+        groups = [measured["sets"].get(name, {}).get("by_category", {}) for name in sets]
+        codes = sorted({code for group in groups for code in group})
         for code in codes:
-            cells = [measured["sets"][name]["by_category"].get(code, {}) for name in sets]
+            cells = [group.get(code, {}) for group in groups]
             rows.append(
                 [guard, code, *(f"{_number(cell.get('recall'))} / {_number(cell.get('fpr'))}" for cell in cells)]
             )
-    return markdown(["guard", "category", *(f"{name} recall / FPR" for name in sets)], rows) if sets else []
+    return Table(["guard", "category", *(f"{name} recall / FPR" for name in sets)], rows)
 
 
-def _answer_table(result: Mapping[str, Any]) -> list[str]:
+def answer_table(result: Mapping[str, Any]) -> Table:
+    """How many answers pass the checks (`haechi.answers.problems`), and what fails."""
     rows = []
     for guard, measured in result["guards"].items():
         for name, figures in measured["answers"].items():
@@ -356,7 +435,7 @@ def _answer_table(result: Mapping[str, Any]) -> list[str]:
             rows.append(
                 [guard, name, f"{figures['answers']} of {figures['harmful']}", _number(figures["passed"]), problems]
             )
-    return markdown(["guard", "set", "answers written", "all checks passed", "problems"], rows)
+    return Table(["guard", "set", "answers written", "all checks passed", "problems"], rows)
 
 
 def _triple(values: Iterable[float]) -> str:

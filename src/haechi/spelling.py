@@ -7,6 +7,7 @@ of letters and spaces. A text whose words are known is left alone, which is most
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 import unicodedata
@@ -43,6 +44,8 @@ _SLIP, _SLIP_LETTER = 2.0, 1.5
 """One letter dropped, added, exchanged or transposed in a word, and each letter of it: long words are rarely others."""
 _LOST, _ADDED = 2.0, 3.0
 """A space that is not there, and one that should not be."""
+_CODED = 6.0
+"""How much likelier a word of rot13 is than one with a slip: a known word does not come of it by chance."""
 _SHORTEST, _LONGEST = 3, 20
 """Letters of a word that may hold a slip."""
 _FREQUENT = 1e-3
@@ -180,6 +183,9 @@ class Speller:
         if self._sure(word) or named or not _SHORTEST <= len(word) <= _LONGEST:
             return
         near = [(self._cost[other], other) for other in self._neighbours(word) if other in self._cost]
+        coded = codecs.encode(word, "rot13")
+        if len(word) > _SHORTEST and self._sure(coded):
+            near.append((self._cost[coded] - _CODED, coded))
         if near:
             cost, other = min(near)
             yield (
