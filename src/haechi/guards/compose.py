@@ -7,7 +7,7 @@ from typing import Any
 
 from haechi.errors import ConfigError
 from haechi.guards import AnsweringGuard, Guard, load_guard
-from haechi.normalise import normalise
+from haechi.normalise import VERSION, normalise
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import fingerprint
 
@@ -102,7 +102,7 @@ class Normalised:
     def __init__(self, guard: Guard) -> None:
         self._guard, self.members = guard, (guard,)
         self.name = f"normalised({guard.name})"
-        self.identity = fingerprint("normalised", guard.identity)
+        self.identity = fingerprint("normalised", VERSION, guard.identity)
         self.taxonomy = getattr(guard, "taxonomy", None)
         if isinstance(guard, AnsweringGuard):
             answer = guard.answer

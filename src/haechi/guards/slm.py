@@ -18,7 +18,7 @@ from haechi.engines import Engine, load_engine
 from haechi.errors import ConfigError, ModelError, did_you_mean
 from haechi.guards import EMPTY, settings
 from haechi.modelfolder import DEFAULT_POINT, Sheet, default_model, read_sheet, require_policy, require_seal
-from haechi.normalise import Reader
+from haechi.normalise import VERSION, Reader
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.spelling import read_words
 from haechi.store import fingerprint
@@ -90,7 +90,7 @@ class SLM:
         self._engine, self._locale = engine, locale
         if locale is not None and locale not in self.taxonomy.resources:
             raise ConfigError(f"unknown locale {locale!r}{did_you_mean(locale, self.taxonomy.resources)}")
-        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale, point, read is not None)
+        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale, point, VERSION if read else None)
         self._candidates = np.array([*self.template.labels, *self.template.categories], np.int64)
         self._prompt = self._branch(self.template.verdict_prompt())
         self._masks: dict[str, Bools] = {}
