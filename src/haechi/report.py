@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -230,7 +231,7 @@ def cost_table(result: Mapping[str, Any]) -> Table:
     return Table([head[column] for column in told], [[row[column] for column in told] for row in rows])
 
 
-RUN_ROW = """A row that was not run is measured by `haechi evaluate configs/evaluate/paper.yaml 'guards=["GUARD"]'`."""
+RUN_ROW = """A row that was not run is measured by `haechi evaluate configs/evaluate/paper.yaml 'guards=[GUARD]'`."""
 
 
 def paper_tables(result: Mapping[str, Any]) -> list[str]:
@@ -240,21 +241,27 @@ def paper_tables(result: Mapping[str, Any]) -> list[str]:
 
 def paper_table(result: Mapping[str, Any], table: str) -> Table:
     """One of the paper's tables row for row: what it reported, and what its system's guard measured here on the set
-    `data/paper.yaml` names; where it was not run, the command that would."""
+    `data/paper.yaml` names, or the guard that would; then the guards of today, and others that were run."""
     facts = paper()
     entry = facts["tables"][table]
-    measured_on = entry["measured_on"]
+    specs = {row["system"]: facts["guards"][row["system"]] for row in entry["rows"]} | facts["today"]
+    known = [json.dumps(spec) for spec in specs.values()]
+    others = {name: guard["spec"] for name, guard in result["guards"].items() if json.dumps(guard["spec"]) not in known}
+    reported = {row["system"]: row for row in entry["rows"]}
     rows = []
-    for row in entry["rows"]:
-        spec = facts["guards"][row["system"]]
+    for system, spec in (specs | others).items():
+        told = reported.get(system)
         ran = next((one for one in result["guards"].values() if one["spec"] == spec), None)
-        figures = ran["sets"].get(measured_on) if ran else None
+        figures = ran["sets"].get(entry["measured_on"]) if ran else None
+        if system in others and figures is None:
+            continue
         here = [""] * len(_GROUPS)
         if figures:
             here = [_triple(figures[f"{group}_{figure}"] for figure in facts["columns"]) for group in _GROUPS]
-        how = "" if figures else f"`{spec}`"
-        size = f" ({row['size']})" if "size" in row else ""
-        rows.append([row["system"] + size, *(_triple(row[group]) for group in _GROUPS), *here, how])
+        size = f" ({told['size']})" if told and "size" in told else ""
+        there = [_triple(told[group]) if told else "" for group in _GROUPS]
+        how = "" if figures else f"`{spec if isinstance(spec, str) else json.dumps(spec)}`"
+        rows.append([system + size, *there, *here, how])
     head = [
         "system",
         *(f"{group} P/R/F1, reported" for group in _GROUPS),

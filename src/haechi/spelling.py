@@ -25,7 +25,8 @@ FILE = "words.txt"
 
 _LETTERS = r"[^\W\d_]+"
 _WORD = re.compile(rf"{_LETTERS}(?:['’]{_LETTERS})?")
-_RUN = re.compile(rf"{_WORD.pattern}(?: {_WORD.pattern})*")
+_RUN = re.compile(rf"{_WORD.pattern}(?: {_WORD.pattern}){{0,63}}")
+"""So many words are read together; time and memory stay in proportion to the text."""
 _MIXED = re.compile(r"(?<!\w)(?=\w*[^\W\d_])(?=\w*\d)\w{3,20}(?!\w)")
 _DIGITS = {"0": "o", "1": "il", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g"}
 """Letters that digits stand for ("k1ll")."""
@@ -44,6 +45,10 @@ _SLIP, _SLIP_LETTER = 2.0, 1.5
 """One letter dropped, added, exchanged or transposed in a word, and each letter of it: long words are rarely others."""
 _LOST, _ADDED = 2.0, 3.0
 """A space that is not there, and one that should not be."""
+_TYPED = 20_000
+"""Letters beyond which a text stays as it is: reading it anew would take longer than judging it."""
+_LONGEST_RUN = 2000
+"""Letters beyond which a run of words stays as it is."""
 _CODED = 6.0
 """How much likelier a word of rot13 is than one with a slip: a known word does not come of it by chance."""
 _SHORTEST, _LONGEST = 3, 20
@@ -55,16 +60,27 @@ _DOUBTFUL = 0.1
 """A text with a smaller share of words to doubt was typed with care; the doubtful ones are names."""
 _READINGS = 16
 """A word with more readings of its digits is left alone."""
+_COMMON = 50
+"""So often a word of running text is there to be one."""
 _ENOUGH = 100_000
 """Words of text without which counts cannot tell a slip from a word that is merely new."""
 
 
-def learn(texts: Iterable[str], known: Mapping[str, int]) -> dict[str, int]:
-    """How often each lower-case word is written, once-only words left out, added to `known`; empty when too few are."""
-    counts = Counter(_plain(word) for text in texts for word in _WORD.findall(text))
-    kept = Counter({word: count for word, count in counts.items() if count > 1})
-    kept.update(known)
-    return dict(kept) if kept.total() >= _ENOUGH else {}
+def learn(queries: Iterable[str], known: Mapping[str, int]) -> dict[str, int]:
+    """How often queries write each lower-case word, once-only words left out, added to `known`; empty when too few."""
+    counts = Counter({word: count for word, count in _counted(queries).items() if count > 1})
+    counts.update(known)
+    return dict(counts) if counts.total() >= _ENOUGH else {}
+
+
+def common(documents: Iterable[str]) -> dict[str, int]:
+    """The words of running text that are no accident of it, at a hundredth of their counts: text is long, and people
+    ask in other words than they write in."""
+    return {word: count // 100 or 1 for word, count in _counted(documents).items() if count >= _COMMON}
+
+
+def _counted(texts: Iterable[str]) -> Counter[str]:
+    return Counter(_plain(word) for text in texts for word in _WORD.findall(text))
 
 
 def write_words(folder: Path, counts: Mapping[str, int]) -> None:
@@ -110,7 +126,10 @@ class Speller:
         return sorted(letter for letter, count in counts.items() if count >= _FREQUENT * counts.total())
 
     def correct(self, text: str) -> str:
-        """The text with the likeliest words; letters that stay keep their case."""
+        """The text with the likeliest words; letters that stay keep their case. A very long text was not typed by hand
+        and stays."""
+        if len(text) > _TYPED:
+            return text
         text = _MIXED.sub(self._without_digits, _WORD.sub(self._without_accents, text))
         words = _WORD.findall(text)
         doubtful = sum(not self._sure(_plain(word)) for word in words)
@@ -135,8 +154,8 @@ class Speller:
     def _run(self, match: re.Match[str]) -> str:
         typed = match[0].split(" ")
         words = list(map(_plain, typed))
-        # Some letters become two in lower case; places would no longer agree.
-        if all(map(self._sure, words)) or len("".join(words)) != len("".join(typed)):
+        # Some letters become two in lower case; places would no longer agree. And so many letters are no words.
+        if all(map(self._sure, words)) or len("".join(words)) != len("".join(typed)) or len(match[0]) > _LONGEST_RUN:
             return match[0]
         return " ".join(self._likeliest(words, typed))
 

@@ -3,6 +3,7 @@ first, then both safety tasks together."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from haechi.spelling import read_words, write_words
 from haechi.store import digest
 from haechi.taxonomy import load_taxonomy
 from haechi.train.config import Stage, TrainConfig
-from haechi.train.data import Both, RowSource, Source, Switched, TextSource, read_rows
+from haechi.train.data import Both, RowSource, Source, Switched, TextSource, documents, read_rows
 from haechi.train.loop import Loop
 from haechi.train.model import Base, load_base, locate, merged
 
@@ -105,13 +106,18 @@ def _casing(base: Base, config: TrainConfig) -> dict[str, str] | None:
 
 
 def _words(base: Base, config: TrainConfig) -> dict[str, int]:
-    """How often the training queries write each word; what the tokenizer and an exported base know is known as well."""
+    """How often the training queries write each word; what the tokenizer, the running text and an exported base know is
+    known as well."""
     vocabulary = base.tokenizer.get_vocab()
     # Byte-level and SentencePiece vocabularies mark a word's beginning, WordPiece what goes on within a word.
     begun = [piece[1:] for piece in vocabulary if piece[:1] in ("Ġ", "▁")]
     whole = begun or [piece for piece in vocabulary if not piece.startswith("##")]
-    known = {piece: 1 for piece in whole if piece.isascii() and piece.isalpha() and piece.islower() and len(piece) > 1}
-    known |= read_words(Path(locate(config.base)))
+    known = Counter(
+        {piece: 1 for piece in whole if piece.isascii() and piece.isalpha() and piece.islower() and len(piece) > 1}
+    )
+    known.update(read_words(Path(locate(config.base))))
+    for language in sorted({language for stage in config.stages for language in stage.text or ()}):
+        known.update(spelling.common(documents(language)))
     folders = [stage.rows for stage in config.stages if stage.rows is not None]
     return spelling.learn((row.example.query for folder in folders for row in read_rows(folder, "train")), known)
 
