@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from haechi.hangul import FINALS, FIRSTS, VOWELS, Syllable
 from haechi.spelling import Speller
 
-VERSION = 1
+VERSION = 2
 """Raised when queries are read differently than before: verdicts that were kept are then another guard's."""
 _LOOK_ALIKES = str.maketrans(
     "аеоросухіјѕԁӏһԛԝАВЕКМНОРСТУХІЈЅΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεικνορτυχɑɡıⅼ",

@@ -12,12 +12,13 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 
 from haechi.errors import ModelError
+from haechi.hangul import FINALS, FIRSTS, VOWELS, Syllable, syllable
 from haechi.store import write_text
 
 FILE = "words.txt"
@@ -31,7 +32,7 @@ _MIXED = re.compile(r"(?<!\w)(?=\w*[^\W\d_])(?=\w*\d)\w{3,20}(?!\w)")
 _DIGITS = {"0": "o", "1": "il", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g"}
 """Letters that digits stand for ("k1ll")."""
 _SYLLABARY = "\u1100"
-"""From here on a letter is a syllable or a word, as in Hangul and Chinese: none is mistaken for a neighbour."""
+"""From here on a letter is a syllable or a word, as in Hangul and Chinese."""
 
 # Costs are negative natural logarithms of probabilities. Chosen on the default model's validation rows by its AUROC on
 # plain, misspelt and wrongly spaced queries (docs/LOG.md).
@@ -41,8 +42,10 @@ _UNKNOWN = 10.0
 """A word that is not known, as typed ..."""
 _LETTER, _SYLLABLE = 2.3, 4.5
 """... and each of its letters."""
-_SLIP, _SLIP_LETTER = 2.0, 1.5
-"""One letter dropped, added, exchanged or transposed in a word, and each letter of it: long words are rarely others."""
+_SLIP = 2.0
+"""One letter dropped, added, exchanged or transposed in a word, or one jamo of a syllable ..."""
+_SLIP_LETTER, _SLIP_SYLLABLE = 1.5, 3.0
+"""... and each letter of the word: long words are rarely others."""
 _LOST, _ADDED = 2.0, 3.0
 """A space that is not there, and one that should not be."""
 _TYPED = 20_000
@@ -52,7 +55,7 @@ _LONGEST_RUN = 2000
 _CODED = 6.0
 """How much likelier a word of rot13 is than one with a slip: a known word does not come of it by chance."""
 _SHORTEST, _LONGEST = 3, 20
-"""Letters of a word that may hold a slip."""
+"""Letters of a word that may hold a slip; a syllable counts as two."""
 _FREQUENT = 1e-3
 """A single letter is a word when it is this share of all words ("a", "I"), else a torn one; an exchanged letter is one
 of those that make up this share of all letters."""
@@ -195,27 +198,27 @@ class Speller:
 
     def _readings(self, word: str, typed: str, *, first: bool) -> Iterable[tuple[float, str]]:
         """Other costs of a word than its own: as an unknown word, and as its likeliest neighbour with a slip."""
-        letter = _SYLLABLE if word[0] >= _SYLLABARY else _LETTER
+        syllables = word[0] >= _SYLLABARY
+        letter, slip = (_SYLLABLE, _SLIP_SYLLABLE) if syllables else (_LETTER, _SLIP_LETTER)
         yield _UNKNOWN + letter * len(word), typed
         # Inside a sentence a capital is a name's.
         named = typed[0].isupper() and typed[1:].islower() and not first
-        if self._sure(word) or named or not _SHORTEST <= len(word) <= _LONGEST:
+        if self._sure(word) or named or not _SHORTEST <= len(word) * (2 if syllables else 1) <= _LONGEST:
             return
-        near = [(self._cost[other], other) for other in self._neighbours(word) if other in self._cost]
+        others = _jamo_slips(word) if syllables else self._slips(word)
+        near = [(self._cost[other], other) for other in others if other in self._cost]
         coded = codecs.encode(word, "rot13")
-        if len(word) > _SHORTEST and self._sure(coded):
+        if not syllables and len(word) > _SHORTEST and self._sure(coded):
             near.append((self._cost[coded] - _CODED, coded))
         if near:
             cost, other = min(near)
             yield (
-                cost + _SLIP + _SLIP_LETTER * len(word),
+                cost + _SLIP + slip * len(word),
                 other.upper() if typed.isupper() else other.capitalize() if typed[0].isupper() else other,
             )
 
-    def _neighbours(self, word: str) -> set[str]:
+    def _slips(self, word: str) -> set[str]:
         """Words of at least _SHORTEST letters with one letter dropped, added, exchanged or transposed."""
-        if word[0] >= _SYLLABARY:
-            return set()
         parts = [(word[:at], word[at:]) for at in range(len(word) + 1)]
         found = {before + after[1:] for before, after in parts if len(word) > _SHORTEST}
         found |= {before + after[1] + after[0] + after[2:] for before, after in parts if len(after) > 1}
@@ -223,6 +226,15 @@ class Speller:
             found |= {before + letter + after[1:] for before, after in parts if after}
             found |= {before + letter + after for before, after in parts}
         return found
+
+
+def _jamo_slips(word: str) -> Iterator[str]:
+    """Words with one jamo of one syllable exchanged, dropped or added."""
+    for place, letter in enumerate(word):
+        if parts := syllable(letter):
+            for part, choices in zip(Syllable._fields, (FIRSTS, VOWELS, FINALS), strict=True):
+                for number in range(len(choices)):
+                    yield word[:place] + parts._replace(**{part: number}).letter + word[place + 1 :]
 
 
 def _plain(word: str) -> str:
