@@ -180,6 +180,9 @@ def test_scores_are_cut_where_the_policy_says(tmp_path: Path) -> None:
     assert fpr["fpr"] <= 0.01 and fpr["unsafe_recall"] == fpr["recall_at_1_fpr"] == fixed["recall_at_1_fpr"]
     with pytest.raises(ValueError, match="cannot be measured on it"):
         EvaluateConfig(**{**base, "output": tmp_path, "threshold": "tuned", "tune_on": test})
+    write_jsonl(tmp_path / "bad.jsonl", [{"id": "1", "query": "x", "label": "unsafe"}])
+    with pytest.raises(ConfigError, match=r"bad.jsonl' has none"):
+        figures("fpr", sets=(str(tmp_path / "bad.jsonl"),))
     with pytest.raises(ValueError, match="go together"):
         EvaluateConfig(**{**base, "output": tmp_path, "tune_on": "xstest"})
     tuned = figures("tuned", tune_on=str(tmp_path / "tune.jsonl"))
@@ -189,7 +192,7 @@ def test_scores_are_cut_where_the_policy_says(tmp_path: Path) -> None:
     missed = tuned["mistakes"]["missed"]
     assert missed and [score for _, score in missed] == sorted(score for _, score in missed)
     write_jsonl(tmp_path / "test.said", [{"id": str(number), "unsafe": True} for number in range(400)])
-    with pytest.raises(ConfigError, match="verdicts without scores"):
+    with pytest.raises(ConfigError, match="no scores to cut"):
         figures("fpr")
 
 

@@ -20,7 +20,7 @@ from haechi.attacks import ATTACKS, disguised
 from haechi.bulk import answer_row, verdict_row
 from haechi.config import Config
 from haechi.costs import costs
-from haechi.errors import ConfigError, DataError, did_you_mean
+from haechi.errors import ConfigError, DataError, HaechiError, did_you_mean
 from haechi.guards import AnsweringGuard, Guard, endpoints, judged, load_guard
 from haechi.guards.slm import SLM
 from haechi.llm import ChatModel
@@ -102,6 +102,9 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     """Evaluate and write; returns the metrics."""
     names = dict.fromkeys((*config.sets, *config.answer_sets, *([config.tune_on] if config.tune_on else [])))
     sets = {name: LabelledSet(name) for name in names}
+    for name in config.sets:
+        if config.threshold == "fpr" and sets[name].truth.all():
+            raise ConfigError(f"threshold: fpr cuts where safe rows are called unsafe, and {name!r} has none")
     guards = [load_guard(spec) for spec in config.guards]
     if len({guard.name for guard in guards}) < len(guards):
         raise ConfigError("two guards have the same name; give them different models or thresholds")
@@ -146,7 +149,10 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
         measured["usage"] = [endpoint.usage.summary(endpoint.url, endpoint.access) for endpoint in endpoints(guard)]
         if config.timed and not measured["usage"]:
             queries = [row.query for row in islice(sets[config.sets[0]], config.timed)]
-            measured["costs"] = costs(spec, queries)
+            try:
+                measured["costs"] = costs(spec, queries)
+            except HaechiError as error:
+                report(f"{guard.name} is not timed: {error}")
         result["guards"][guard.name] = measured
         write_json(config.output / "metrics.json", result)
     for name, said_by in everything.items():
@@ -190,8 +196,9 @@ class _Cut:
         return said.cut(threshold), threshold
 
     def _scored(self, said: Said) -> Said:
-        if (np.isnan(said.score) & (said.unsafe >= 0)).any():
-            raise ConfigError(f"{self._name} gives verdicts without scores: only threshold: fixed can measure it")
+        unscored = np.isnan(said.score)
+        if unscored.all() or (unscored & (said.unsafe >= 0)).any():
+            raise ConfigError(f"{self._name} gives no scores to cut: only threshold: fixed can measure it")
         return said
 
 

@@ -76,9 +76,10 @@ def run(config: ReviewConfig, report: Callable[[str], None] = print) -> dict[str
     choices: dict[str, dict[str, list[Choice]]] = {}
     if config.judge:
         choices[f"judge {config.judge.model}"] = _judged(config, config.judge, pairs)
+    stems = [path.stem for path in config.sheets]
     people = [_filled(config, path, len(pairs)) for path in config.sheets]
     for path, filled in zip(config.sheets, people, strict=True):
-        choices[f"{path.stem}"] = filled
+        choices[path.stem if stems.count(path.stem) == 1 else str(path)] = filled
     result["choices"] = {
         who: {name: _tally(said[name], config.seed) for name in CRITERIA} for who, said in choices.items()
     }
@@ -202,7 +203,7 @@ class _Side:
             return [reply.text or "" for reply in replies]
         if self._file is None:
             return [row.response or "" for row in rows]
-        stored = {str(row.get("id")): row.get("answer") for row in read_jsonl(self._file)}
+        stored = {str(row.get("id")): row.get("answer") for row in read_jsonl(self._file) if isinstance(row, dict)}
         lacking = [row.id for row in rows if not isinstance(stored.get(row.id), str)]
         if lacking:
             raise DataError(f"{self._file} has no answer to {len(lacking)} of {len(rows)} rows, {lacking[0]!r} first")
@@ -262,11 +263,11 @@ def _filled(config: ReviewConfig, path: Path, count: int) -> dict[str, list[Choi
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    lines = csv.DictReader(io.StringIO(text))
+    lines = csv.DictReader(io.StringIO(text.replace("\0", "")))
     if not {"number", *_HEAD[4:-1]} <= set(lines.fieldnames or ()):
         raise DataError(f"{path} is no filled copy of sheet.csv: it lacks columns")
     for line in lines:
-        number = line["number"].strip()
+        number = (line["number"] or "").strip()
         if not number.isdecimal() or not 1 <= int(number) <= count:
             raise DataError(f"{path}: there is no pair {number!r}")
         at = int(number) - 1
