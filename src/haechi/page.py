@@ -52,13 +52,16 @@ def run(folders: Sequence[Path], output: Path, report: Callable[[str], None] = p
 
 def _read(folder: Path) -> dict[str, Any]:
     result = read_json(folder / "metrics.json" if folder.is_dir() else folder)
-    if not isinstance(result, dict) or not {"config", "sets", "guards"} <= result.keys():
+    if not isinstance(result, dict) or not {"config", "sets", "guards", "comparisons"} <= result.keys():
         raise DataError(f"{folder} holds no results of haechi evaluate")
     if result.get("harness") != HARNESS:
         raise DataError(
             f"{folder} was measured by another version (harness {result.get('harness')}, this is {HARNESS}): run its "
             "evaluation again, which asks no guard twice"
         )
+    whole = {"spec", "sets", "answers", "robustness", "usage"}
+    if not result["config"].get("sets") or not all(whole <= guard.keys() for guard in result["guards"].values()):
+        raise DataError(f"{folder} holds results that are not whole: run its evaluation again")
     return result
 
 
