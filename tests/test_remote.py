@@ -211,8 +211,11 @@ def test_queries_are_paraphrased_once_and_what_is_declined_stays(server: Loopbac
     with pytest.raises(ValueError, match="go together"):
         EvaluateConfig(**{**config.model_dump(), "paraphraser": None})
     server.reply = lambda path, body, number: refused(403, "no")
-    with pytest.raises(ConfigError, match=r"not one query of .* could be paraphrased: .* said 403"):
+    with pytest.raises(ConfigError, match=r"not one of 8 queries of .* could be paraphrased: .* said 403"):
         evaluate(config.model_copy(update={"output": tmp_path / "again"}), lambda line: None)
+    server.reply = reply
+    mended = evaluate(config.model_copy(update={"output": tmp_path / "again"}), lambda line: None)
+    assert mended["guards"]["keyword"]["robustness"][str(rows)]["paraphrase"]["low"]["changed"] == 1 / 8
 
 
 def test_a_refusal_is_the_verdict_of_an_aligned_model(server: Loopback) -> None:

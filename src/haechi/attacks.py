@@ -102,18 +102,25 @@ def _initials(word: str) -> str:
     return "".join(parts.jamo[0] if (parts := syllable(letter)) else letter for letter in word)
 
 
-def _exchanged(table: Callable[[], Mapping[str, str]]) -> Change:
-    return _words(lambda word: _exchange(word, table()))
+_PARTICLES = re.compile(
+    "들?(?:을|를|이|가|은|는|의|에|에서|에게|한테|께|으로|로|와|과|랑|이랑|도|만|까지|부터|보다|처럼|이나|나|인데|이야|야|입니다|이에요|예요)?"
+)
+"""What may follow a Korean noun: another ending makes it another word."""
 
 
-def _exchange(word: str, table: Mapping[str, str]) -> str:
-    """A word exchanged by a table, what stands around it kept; a Korean one by its beginning, as particles and endings
-    follow it."""
+def _exchanged(table: Callable[[], Mapping[str, str]], rest: re.Pattern[str] = re.compile(".*")) -> Change:
+    return _words(lambda word: _exchange(word, table(), rest))
+
+
+def _exchange(word: str, table: Mapping[str, str], rest: re.Pattern[str]) -> str:
+    """A word exchanged by a table, what stands around it kept; a Korean one by its beginning, when what follows it is
+    `rest`, as particles and endings do."""
     match = re.fullmatch(r"(\W*)(.*?)(\W*)", word, re.S)
     assert match
     before, bare, after = match.groups()
     for length in range(len(bare), 0, -1):
-        if bare[:length].lower() in table and (length == len(bare) or not bare.isascii()):
+        whole = length == len(bare)
+        if bare[:length].lower() in table and (whole or (not bare.isascii() and rest.fullmatch(bare, length))):
             return before + table[bare[:length].lower()] + bare[length:] + after
     return word
 
@@ -179,7 +186,7 @@ ATTACKS: dict[str, Attack] = {
     "base64": Attack(_encoded(_base64, "base64"), (0.1, 0.3, 1.0)),
     "rot13": Attack(_encoded(lambda text: codecs.encode(text, "rot13"), "rot13"), (0.1, 0.3, 1.0)),
     "synonyms": Attack(_exchanged(_synonyms), (0.2, 0.5, 1.0)),
-    "code_switching": Attack(_exchanged(_counterparts), (0.2, 0.5, 1.0)),
+    "code_switching": Attack(_exchanged(_counterparts, _PARTICLES), (0.2, 0.5, 1.0)),
     "role_play": Attack(_wrapped(_ROLES), (0, 1, 2)),
     "prefix_injection": Attack(_wrapped(_PREFIXES), (0, 1, 2)),
     "jamo": Attack(_letters(_taken_apart), (0.1, 0.3, 1.0)),

@@ -99,7 +99,7 @@ def calibrated(sheet: Sheet, rows: Scored, aims: Aims = DEFAULT_AIMS, *, per_cat
 def _thresholds(truth: Bools, score: metrics.Array, aims: Aims) -> dict[str, float]:
     balanced = metrics.best_threshold(truth, score)
     strict = metrics.threshold_for_recall(truth, score, aims.recall)
-    permissive = metrics.threshold_for_false_alarms(truth, score, aims.false_alarms)
+    permissive = min(1.0, metrics.threshold_for_false_alarms(truth, score, aims.false_alarms))
     return {"strict": min(strict, balanced), "balanced": balanced, "permissive": max(permissive, balanced)}
 
 

@@ -311,7 +311,7 @@ class _Disguise:
 
 
 def _disguise(config: EvaluateConfig, rows: LabelledSet, attack: str, strength: str) -> _Disguise:
-    """An attack as a change of rows. Raises ConfigError when not one query could be paraphrased."""
+    """An attack as a change of rows. Raises ConfigError when not one query of a chunk could be paraphrased."""
     if attack != _PARAPHRASE:
         return _Disguise(lambda row: disguised(row.query, attack, strength, config.seed))
     assert config.paraphraser
@@ -319,12 +319,12 @@ def _disguise(config: EvaluateConfig, rows: LabelledSet, attack: str, strength: 
 
     def reword(part: Sequence[Example]) -> list[dict[str, Any]]:
         said = paraphraser.reworded([row.query for row in part], strength)
+        if not any(one.text for one in said):
+            raise ConfigError(f"not one of {len(said)} queries of {rows.name} could be paraphrased: {said[0].error}")
         return [{"id": row.id, "query": one.text, "error": one.error} for row, one in zip(part, said, strict=True)]
 
     folder = config.output / "paraphrases"
-    written = list(_resumable(folder, paraphraser.identity, f"{rows.name}~{strength}", rows.sha256, rows, reword))
-    if not any(row["query"] for row in written):
-        raise ConfigError(f"not one query of {rows.name} could be paraphrased: {written[0]['error']}")
+    written = _resumable(folder, paraphraser.identity, f"{rows.name}~{strength}", rows.sha256, rows, reword)
     texts = {row["id"]: row["query"] for row in written if row["query"]}
     return _Disguise(lambda row: str(texts.get(row.id, row.query)))
 
@@ -388,6 +388,8 @@ def _resumable(
     if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
         yield from read_jsonl(path)
         return
+    # A kill between the new file and its stamp must not leave the old stamp on it.
+    stamp.unlink(missing_ok=True)
     with Journal(path, key) as journal:
         rest = islice(rows, len(journal), None)
         yield from journal.rows()

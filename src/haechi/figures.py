@@ -103,6 +103,7 @@ def forest_plot(result: Mapping[str, Any]) -> Any:
     names, guards = result["config"]["sets"], list(result["guards"])
     figure, ((axes,),) = _canvas(8, 0.7 + len(names) * (0.14 + 0.11 * len(guards)))
     for number, guard in enumerate(guards):
+        labelled = False
         shift = (number - (len(guards) - 1) / 2) * 0.8 / max(2, len(guards))
         for place, name in enumerate(names):
             figures = result["guards"][guard]["sets"].get(name)
@@ -119,8 +120,9 @@ def forest_plot(result: Mapping[str, Any]) -> Any:
                 color=f"C{number}",
                 markersize=5,
                 capsize=2,
-                label=guard if place == 0 else None,
+                label=None if labelled else guard,
             )
+            labelled = True
     labels = [
         f"{name} ({HEADLINES[headline(next(g['sets'][name] for g in result['guards'].values() if name in g['sets']))]})"
         for name in names

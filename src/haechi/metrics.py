@@ -146,7 +146,7 @@ def ranking(truth: Bools, score: Array, *, draws: int = 200, seed: int = 0) -> d
     truth = np.arange(len(score)) >= len(kinds[0][0])
 
     def figures(weight: npt.NDArray[Any]) -> list[float]:
-        false_alarms, recall, _ = roc_curve(truth, score, sample_weight=weight)
+        false_alarms, recall, _ = roc_curve(truth, score, sample_weight=weight, drop_intermediate=False)
         return [
             average_precision_score(truth, score, sample_weight=weight),
             auc(false_alarms, recall),
@@ -154,7 +154,8 @@ def ranking(truth: Bools, score: Array, *, draws: int = 200, seed: int = 0) -> d
         ]
 
     rows = weight.sum()
-    sampled = np.random.default_rng(seed).multinomial(rows, weight / rows, size=draws)
+    rng = np.random.default_rng(seed)
+    sampled = (rng.multinomial(rows, weight / rows) for _ in range(draws))
     spread = np.array([figures(drawn) for drawn in sampled if 0 < drawn[truth].sum() < rows])
     for name, value, values in zip(("auprc", "auroc", "recall_at_1_fpr"), figures(weight), spread.T, strict=True):
         result |= {name: float(value), f"{name}_interval": _middle(values)}
@@ -236,9 +237,9 @@ def threshold_for_recall(truth: Bools, score: Array, recall: float) -> float:
 
 
 def threshold_for_false_alarms(truth: Bools, score: Array, share: float) -> float:
-    """The lowest cut that calls at most this share of the safe rows unsafe; 1 where no cut would do."""
+    """The lowest cut that calls at most this share of the safe rows unsafe; just above 1 where only none does."""
     cuts, counts = sweep(truth, score)
-    return float(cuts[scores(counts)["fpr"] <= share].min(initial=1.0))
+    return float(cuts[scores(counts)["fpr"] <= share].min(initial=np.nextafter(1, 2)))
 
 
 def best_threshold(truth: Bools, score: Array) -> float:

@@ -16,7 +16,6 @@ from haechi.errors import ConfigError, DataError, HaechiError, MissingExtra
 from haechi.evaluate import HARNESS
 from haechi.report import (
     RUN_ROW,
-    Table,
     answer_table,
     attack_table,
     category_table,
@@ -30,7 +29,7 @@ from haechi.report import (
     set_table,
     tables,
 )
-from haechi.sets import LabelledSet
+from haechi.sets import LabelledSet, set_file
 from haechi.store import read_json, write_text
 
 _STRENGTH = "middle"
@@ -60,7 +59,11 @@ def _read(folder: Path) -> dict[str, Any]:
             "evaluation again, which asks no guard twice"
         )
     whole = {"spec", "sets", "answers", "robustness", "usage"}
-    if not result["config"].get("sets") or not all(whole <= guard.keys() for guard in result["guards"].values()):
+    if (
+        not result["config"].get("sets")
+        or not result["guards"]
+        or not all(whole <= guard.keys() for guard in dict(result["guards"]).values())
+    ):
         raise DataError(f"{folder} holds results that are not whole: run its evaluation again")
     return result
 
@@ -94,14 +97,18 @@ def merged(results: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _join(ours: dict[str, Any], theirs: Mapping[str, Any], what: str) -> None:
+    if ours["spec"] != theirs["spec"]:
+        raise ConfigError(f"{what} are two guards: {ours['spec']} and {theirs['spec']}; give one of them another name")
     for name, measured in theirs["sets"].items():
         known = ours["sets"].setdefault(name, measured)
         if known["cells"] != measured["cells"]:
             raise ConfigError(f"{what} judges {name} differently: not one guard; give one of them another name")
     ours["answers"] = {**theirs["answers"], **ours["answers"]}
+    ours["usage"] += [one for one in theirs["usage"] if one not in ours["usage"]]
     for name, attacks in theirs["robustness"].items():
-        if attacks:
-            ours["robustness"][name] = {**attacks, **ours["robustness"].get(name, {})}
+        for attack, strengths in attacks.items():
+            mine = ours["robustness"].setdefault(name, {})
+            mine[attack] = {**strengths, **mine.get(attack, {})}
     if "costs" in theirs:
         ours.setdefault("costs", theirs["costs"])
 
@@ -119,6 +126,7 @@ def html(result: Mapping[str, Any]) -> str:
         "pr": figures.curve_plot(result, "pr"),
         "calibration": figures.curve_plot(result, "calibration"),
     }
+    texts = _texts(result)
     return template.render(
         result=result,
         main=main_table(result),
@@ -138,7 +146,7 @@ def html(result: Mapping[str, Any]) -> str:
         ],
         categories=category_table(result),
         category_pictures=[(guard, _picture(_category_map(measured))) for guard, measured in result["guards"].items()],
-        mistakes=[(guard, _mistakes(result, measured)) for guard, measured in result["guards"].items()],
+        mistakes=[(guard, _mistakes(measured, texts)) for guard, measured in result["guards"].items()],
         strength=_STRENGTH,
         **{f"{name}_picture": _picture(figure) for name, figure in pictures.items()},
     )
@@ -182,26 +190,38 @@ def _category_map(measured: Mapping[str, Any]) -> Any | None:
     return figures.heat_map(columns, codes, values, worst=0.6, best=0.0)
 
 
-def _mistakes(result: Mapping[str, Any], measured: Mapping[str, Any]) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Set, kind and (score, query) of the most confident wrong verdicts; a set that is not on this machine, or has
-    other rows than were measured, shows none."""
-    found = []
-    for name, entry in measured["sets"].items():
-        wanted = {place for places in entry["mistakes"].values() for place, _ in places}
-        if not wanted:
-            continue
+def _texts(result: Mapping[str, Any]) -> dict[str, dict[int, str]]:
+    """Queries of the most confident mistakes by set and row. A set that is not on this machine, or has other rows than
+    were measured, has none; nothing is fetched."""
+    found: dict[str, dict[int, str]] = {}
+    for name in result["config"]["sets"]:
+        measured = [guard["sets"][name]["mistakes"] for guard in result["guards"].values() if name in guard["sets"]]
+        wanted = {place for mistakes in measured for places in mistakes.values() for place, _ in places}
         try:
+            if not wanted or set_file(name) is None:
+                continue
             rows = LabelledSet(name)
         except HaechiError:
             continue
-        if rows.sha256 != result["sets"][name]["sha256"]:
-            continue
-        texts = {place: row.query for place, row in enumerate(rows) if place in wanted}
-        for kind, places in entry["mistakes"].items():
-            lines = [("" if score is None else f"{score:.3f}", texts[place]) for place, score in places]
-            if lines:
-                found.append((name, kind.replace("_", " "), lines))
+        if rows.sha256 == result["sets"][name]["sha256"]:
+            # Lone surrogates, which attacks are made of, have no place in a file.
+            texts = ((place, row.query) for place, row in enumerate(rows) if place in wanted)
+            found[name] = {place: query.encode("utf-8", "replace").decode() for place, query in texts}
     return found
 
 
-__all__ = ["Table", "html", "merged", "run"]
+def _mistakes(
+    measured: Mapping[str, Any], texts: Mapping[str, Mapping[int, str]]
+) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Set, kind and (score, query) of a guard's most confident mistakes."""
+    return [
+        (
+            name,
+            kind.replace("_", " "),
+            [("" if score is None else f"{score:.3f}", texts[name][place]) for place, score in places],
+        )
+        for name, entry in measured["sets"].items()
+        if name in texts
+        for kind, places in entry["mistakes"].items()
+        if places
+    ]

@@ -252,25 +252,42 @@ def _sheet(config: ReviewConfig, pairs: Sequence[Mapping[str, Any]], report: Cal
 
 def _cell(text: str) -> str:
     """A text that a spreadsheet will not take for a formula."""
+    text = text.encode("utf-8", "replace").decode()
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _bare(text: str | None) -> str:
+    """A cell without what spreadsheets change: white space and the mark against formulas."""
+    return " ".join((text or "").split()).lstrip("'")
 
 
 def _filled(config: ReviewConfig, path: Path, count: int) -> dict[str, list[Choice]]:
     """What one person chose, by criterion and pair."""
     orders = read_json(config.output / "key.json")["rows"]
     found: dict[str, list[Choice]] = {name: [None] * count for name in CRITERIA}
+    seen: set[int] = set()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    with (config.output / "sheet.csv").open(encoding="utf-8-sig", newline="") as file:
+        shown = {line["number"]: line for line in csv.DictReader(file)}
+    csv.field_size_limit(2**31 - 1)
     lines = csv.DictReader(io.StringIO(text.replace("\0", "")))
-    if not {"number", *_HEAD[4:-1]} <= set(lines.fieldnames or ()):
+    if not set(_HEAD[:-1]) <= set(lines.fieldnames or ()):
         raise DataError(f"{path} is no filled copy of sheet.csv: it lacks columns")
     for line in lines:
+        if not any(str(cell or "").strip() for cell in line.values()):
+            continue
         number = (line["number"] or "").strip()
         if not number.isdecimal() or not 1 <= int(number) <= count:
             raise DataError(f"{path}: there is no pair {number!r}")
         at = int(number) - 1
+        if at in seen:
+            raise DataError(f"{path}: pair {number} is there twice")
+        seen.add(at)
+        if any(_bare(line[column]) != _bare(shown[number][column]) for column in _HEAD[1:4]):
+            raise DataError(f"{path}: pair {number} is not that of {config.output / 'sheet.csv'}")
         for name in CRITERIA:
             said = (line[f"{name} (A, B or tie)"] or "").strip().lower()
             if said not in ("", "a", "b", "tie"):

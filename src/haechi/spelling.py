@@ -101,6 +101,8 @@ def read_words(folder: Path) -> dict[str, int]:
     try:
         for line in file.read_text(encoding="utf-8").splitlines():
             count, *words = line.split(" ")
+            if int(count) < 1:
+                raise ValueError(f"a count of {count}")
             counts.update(dict.fromkeys(words, int(count)))
     except FileNotFoundError:
         pass
