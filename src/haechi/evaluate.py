@@ -319,7 +319,7 @@ def _disguise(config: EvaluateConfig, rows: LabelledSet, attack: str, strength: 
 
     def reword(part: Sequence[Example]) -> list[dict[str, Any]]:
         said = paraphraser.reworded([row.query for row in part], strength)
-        if not any(one.text for one in said):
+        if not any(one.text or one.declined for one in said):
             raise ConfigError(f"not one of {len(said)} queries of {rows.name} could be paraphrased: {said[0].error}")
         return [{"id": row.id, "query": one.text, "error": one.error} for row, one in zip(part, said, strict=True)]
 

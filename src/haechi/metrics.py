@@ -41,8 +41,9 @@ class Said(NamedTuple):
         return cls.of((verdict.unsafe, verdict.score) for verdict in verdicts)
 
     def cut(self, threshold: float) -> Said:
-        """Unsafe from this score on; a row that had no verdict still has none."""
-        return self._replace(unsafe=np.where(self.unsafe < 0, -1, self.score >= threshold).astype(np.int8))
+        """Unsafe from this score on; a row that had no verdict, or has no score, has none."""
+        lacking = (self.unsafe < 0) | np.isnan(self.score)
+        return self._replace(unsafe=np.where(lacking, -1, self.score >= threshold).astype(np.int8))
 
 
 def cells(truth: Bools, said: Said) -> Array:

@@ -25,6 +25,8 @@ class Paraphrase(NamedTuple):
     """None when there is none, see `error`."""
     error: str | None = None
     """Why there is none, in one line."""
+    declined: bool = False
+    """Whether the model answered but would not reword."""
 
 
 class Paraphraser:
@@ -48,7 +50,7 @@ class Paraphraser:
             if completion.text is None:
                 result.append(Paraphrase(None, completion.error))
             elif not text or (declines(text) and not declines(query)):
-                result.append(Paraphrase(None, f"{self._chat.settings.model} declined to reword"))
+                result.append(Paraphrase(None, f"{self._chat.settings.model} declined to reword", declined=True))
             else:
                 result.append(Paraphrase(text))
         return result

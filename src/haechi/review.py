@@ -270,9 +270,9 @@ def _filled(config: ReviewConfig, path: Path, count: int) -> dict[str, list[Choi
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    with (config.output / "sheet.csv").open(encoding="utf-8-sig", newline="") as file:
-        shown = {line["number"]: line for line in csv.DictReader(file)}
     csv.field_size_limit(2**31 - 1)
+    with (config.output / "sheet.csv").open(encoding="utf-8-sig", newline="") as file:
+        shown = [*csv.DictReader(file)]
     lines = csv.DictReader(io.StringIO(text.replace("\0", "")))
     if not set(_HEAD[:-1]) <= set(lines.fieldnames or ()):
         raise DataError(f"{path} is no filled copy of sheet.csv: it lacks columns")
@@ -280,13 +280,13 @@ def _filled(config: ReviewConfig, path: Path, count: int) -> dict[str, list[Choi
         if not any(str(cell or "").strip() for cell in line.values()):
             continue
         number = (line["number"] or "").strip()
-        if not number.isdecimal() or not 1 <= int(number) <= count:
+        if not number.isdecimal() or len(number) > 9 or not 1 <= int(number) <= count:
             raise DataError(f"{path}: there is no pair {number!r}")
         at = int(number) - 1
         if at in seen:
             raise DataError(f"{path}: pair {number} is there twice")
         seen.add(at)
-        if any(_bare(line[column]) != _bare(shown[number][column]) for column in _HEAD[1:4]):
+        if any(_bare(line[column]) != _bare(shown[at][column]) for column in _HEAD[1:4]):
             raise DataError(f"{path}: pair {number} is not that of {config.output / 'sheet.csv'}")
         for name in CRITERIA:
             said = (line[f"{name} (A, B or tie)"] or "").strip().lower()
@@ -304,6 +304,7 @@ def _judged(config: ReviewConfig, model: ChatModel, pairs: Sequence[Mapping[str,
     key = fingerprint(chat.served, prompt, [[pair["id"], pair["first"], pair["second"]] for pair in pairs])
     path, stamp = config.output / "judged.jsonl", config.output / "judged.key"
     if not (path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key):
+        stamp.unlink(missing_ok=True)
         with Journal(path, key) as journal:
             for start in range(len(journal), len(pairs), _CHUNK):
                 journal.write(_asked(chat, prompt, pairs[start : start + _CHUNK]))
