@@ -32,6 +32,8 @@ LAYERS = [
         "normalise",
         "perturb",
         "sets",
+        "table",
+        "card",
         "report",
         "calibration",
         "attacks",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from haechi.calibration import DEFAULT_AIMS, Aims, Scored, calibrated, measured, scored
+from haechi.card import model_card, point_table
 from haechi.errors import ConfigError, DataError, did_you_mean
 from haechi.figures import sweep_plot
 from haechi.guards.slm import SLM, load
 from haechi.modelfolder import Sheet, default_model, write_sheet
-from haechi.report import model_card, point_table
 from haechi.schema import Example
 from haechi.sets import load_set, measured_only
 from haechi.store import write_text

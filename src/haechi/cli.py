@@ -304,13 +304,15 @@ def _print_rows(_: Sequence[Item], rows: Rows) -> None:
 
 def _print_lines(items: Sequence[Item], rows: Rows) -> None:
     """Verdicts and answers for a person."""
+    from haechi.store import encodable
+
     for item, row in zip(items, rows, strict=True):
         if row["error"]:
             word, color, detail = "NO VERDICT", "yellow", row["error"]
         else:
             word, color = ("UNSAFE", "red") if row["unsafe"] else ("safe", "green")
             detail = f"{'' if row['score'] is None else format(row['score'], '.3f')}  {row['category'] or ''}".rstrip()
-        query = (item.query or "")[:200].encode("utf-8", "replace").decode()
+        query = encodable((item.query or "")[:200])
         typer.echo(f"{typer.style(f'{word:7}', fg=color, bold=True)} {detail:32} {query}")
         if row.get("answer"):
             typer.echo(f"        {typer.style(row['answer'], fg='cyan')}")

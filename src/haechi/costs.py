@@ -46,7 +46,7 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _measure(asked: Mapping[str, Any]) -> dict[str, float]:
+def _measure(asked: Mapping[str, Any]) -> dict[str, float | None]:
     started = time.perf_counter()
     from haechi.guards import load_guard
 
@@ -60,14 +60,15 @@ def _measure(asked: Mapping[str, Any]) -> dict[str, float]:
         begun = time.perf_counter()
         guard.check([query])
         times.append(time.perf_counter() - begun)
-    times.sort()
     begun = time.perf_counter()
     guard.check(queries)
     together = time.perf_counter() - begun
+    from haechi.remote import percentile
+
     return {
         "start_s": start,
-        "p50_ms": times[len(times) // 2] * 1000,
-        "p99_ms": times[min(len(times) - 1, int(0.99 * len(times)))] * 1000,
+        "p50_ms": percentile(times, 0.5),
+        "p99_ms": percentile(times, 0.99),
         "rows_per_s": len(queries) / together,
         "memory_mb": peak_memory(),
     }

@@ -29,7 +29,7 @@ from haechi.paraphrase import Paraphraser
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example
 from haechi.sets import LabelledSet, set_hash
-from haechi.store import Journal, fingerprint, read_jsonl, write_json, write_text
+from haechi.store import fingerprint, resumable, write_json, write_text
 
 HARNESS = 2
 """Raised when equal verdicts would give other figures, or other names for them: results of different ones are not
@@ -255,7 +255,7 @@ def _said(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) ->
         verdicts = judged(guard, [_conversation(row) for row in part])
         return [verdict_row(row.id, verdict) for row, verdict in zip(part, verdicts, strict=True)]
 
-    written = _resumable(_folder(config, guard), guard.identity, name, rows.sha256, rows, judge)
+    written = _kept(_folder(config, guard), guard.identity, name, rows.sha256, rows, judge)
     return Said.of((row["unsafe"], row["score"]) for row in written)
 
 
@@ -324,7 +324,7 @@ def _disguise(config: EvaluateConfig, rows: LabelledSet, attack: str, strength: 
         return [{"id": row.id, "query": one.text, "error": one.error} for row, one in zip(part, said, strict=True)]
 
     folder = config.output / "paraphrases"
-    written = _resumable(folder, paraphraser.identity, f"{rows.name}~{strength}", rows.sha256, rows, reword)
+    written = _kept(folder, paraphraser.identity, f"{rows.name}~{strength}", rows.sha256, rows, reword)
     texts = {row["id"]: row["query"] for row in written if row["query"]}
     return _Disguise(lambda row: str(texts.get(row.id, row.query)))
 
@@ -338,39 +338,20 @@ def _answered(config: EvaluateConfig, guard: AnsweringGuard, rows: LabelledSet, 
         return [answer_row(row.id, reply) for row, reply in zip(part, replies, strict=True)]
 
     name = f"{rows.name}.answers{'.forced' if force else ''}"
-    written = _resumable(_folder(config, guard), guard.identity, name, set_hash(harmful), harmful, write)
-    policy = getattr(guard, "taxonomy", None)
-    failures: dict[str, int] = defaultdict(int)
-    total = passed = 0
-    for example, row in zip(harmful, written, strict=True):
-        if row["answer"] is None:
-            continue
-        total += 1
-        language = answers.language_of(example.query)
-        known = policy.contacts(answers.LOCALES.get(language, "US")) if policy else set()
-        urgent = bool(policy and example.category in policy.codes and policy[example.category].urgent)
-        found = answers.problems(row["answer"], language, known, urgent=urgent)
-        passed += not found
-        for problem in found:
-            failures[problem] += 1
-    return {
-        "harmful": len(harmful),
-        "answers": total,
-        "passed": passed / total if total else None,
-        "problems": dict(failures),
-    }
+    written = _kept(_folder(config, guard), guard.identity, name, set_hash(harmful), harmful, write)
+    replies = (
+        (example.query, example.category, row["answer"])
+        for example, row in zip(harmful, written, strict=True)
+        if row["answer"] is not None
+    )
+    return {"harmful": len(harmful), **answers.checked(replies, getattr(guard, "taxonomy", None))}
 
 
 def _conversation(row: Example) -> Conversation:
     return Conversation.from_query(row.query, row.id)
 
 
-def _folder(config: EvaluateConfig, guard: Guard) -> Path:
-    """Where a guard's verdicts and answers are kept."""
-    return config.output / "verdicts" / re.sub(r"[^\w.@-]+", "_", guard.name)
-
-
-def _resumable(
+def _kept(
     folder: Path,
     identity: str,
     name: str,
@@ -378,23 +359,15 @@ def _resumable(
     rows: Iterable[Example],
     work: Callable[[Sequence[Example]], list[dict[str, Any]]],
 ) -> Iterator[dict[str, Any]]:
-    """The rows `work` makes, through a journal; a finished file of the same maker, set and content is taken as is.
-
-    `identity` is the maker's, `content` the rows' hash. All rows must be taken: only then is the file whole.
-    """
-    stem = re.sub(r"[^\w.@-]+", "_", name)
-    path, stamp = folder / f"{stem}.jsonl", folder / f"{stem}.key"
+    """What `work` makes of the rows (`haechi.store.resumable`); `identity` is the maker's, `content` the rows' hash."""
     key = fingerprint(identity, name, content)
-    if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
-        yield from read_jsonl(path)
-        return
-    # A kill between the new file and its stamp must not leave the old stamp on it.
-    stamp.unlink(missing_ok=True)
-    with Journal(path, key) as journal:
-        rest = islice(rows, len(journal), None)
-        yield from journal.rows()
-        while part := list(islice(rest, _CHUNK)):
-            done = work(part)
-            journal.write(done)
-            yield from done
-    write_text(stamp, key)
+    return resumable(folder / f"{_file_name(name)}.jsonl", key, rows, work, _CHUNK)
+
+
+def _folder(config: EvaluateConfig, guard: Guard) -> Path:
+    """Where a guard's verdicts and answers are kept."""
+    return config.output / "verdicts" / _file_name(guard.name)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.@-]+", "_", name)

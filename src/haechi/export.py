@@ -19,10 +19,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from haechi import spelling
+from haechi.card import model_card
 from haechi.engines.torch import cache_argument
 from haechi.errors import ConfigError, ModelError
 from haechi.modelfolder import read_sheet, sealed, write_sheet
-from haechi.report import model_card
 from haechi.store import write_text
 
 _DOMAIN, _RUNTIME = "haechi", "com.microsoft"

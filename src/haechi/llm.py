@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -85,6 +86,11 @@ def _share(likeliest: Mapping[str, float], yes: Sequence[str], no: Sequence[str]
             if start and any(word.startswith(start) for word in words):
                 sums[index] += math.exp(logprob)
     return sums[0] / sum(sums) if sum(sums) > 0 else None
+
+
+def prompt(name: str) -> str:
+    """A text of `data/prompts`."""
+    return (resources.files("haechi") / "data" / "prompts" / name).read_text(encoding="utf-8")
 
 
 class Chat:

@@ -30,7 +30,7 @@ from haechi.report import (
     tables,
 )
 from haechi.sets import LabelledSet, set_file
-from haechi.store import read_json, write_text
+from haechi.store import encodable, read_json, write_text
 
 _STRENGTH = "middle"
 _WORST_DROP = -0.5
@@ -204,9 +204,8 @@ def _texts(result: Mapping[str, Any]) -> dict[str, dict[int, str]]:
         except HaechiError:
             continue
         if rows.sha256 == result["sets"][name]["sha256"]:
-            # Lone surrogates, which attacks are made of, have no place in a file.
             texts = ((place, row.query) for place, row in enumerate(rows) if place in wanted)
-            found[name] = {place: query.encode("utf-8", "replace").decode() for place, query in texts}
+            found[name] = {place: encodable(query) for place, query in texts}
     return found
 
 

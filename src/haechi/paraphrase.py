@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import NamedTuple
 
 from haechi.answers import declines
-from haechi.llm import Chat, ChatModel
+from haechi.llm import Chat, ChatModel, prompt
 from haechi.store import fingerprint
 
 _HOW = {
@@ -35,7 +34,7 @@ class Paraphraser:
     def __init__(self, settings: ChatModel) -> None:
         """Raises ConfigError when a hosted endpoint lacks its key."""
         self._chat = Chat(settings)
-        text = (resources.files("haechi") / "data" / "prompts" / "paraphrase.txt").read_text(encoding="utf-8")
+        text = prompt("paraphrase.txt")
         self._prompts = {strength: text.format(how=how) for strength, how in _HOW.items()}
         self.identity = fingerprint("paraphrase", self._chat.served, self._prompts)
 

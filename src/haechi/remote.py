@@ -59,6 +59,12 @@ class Reply(NamedTuple):
     """Whether it came from the cache and cost nothing."""
 
 
+def percentile(seconds: Sequence[float], share: float) -> float | None:
+    """That share of the times is no longer, in milliseconds (nearest rank); None without any."""
+    times = sorted(seconds)
+    return times[min(len(times) - 1, int(share * len(times)))] * 1000 if times else None
+
+
 @dataclass
 class Usage:
     """What a guard has cost since it was loaded."""
@@ -80,11 +86,7 @@ class Usage:
 
     def summary(self, url: str, access: Access) -> dict[str, float | int | str | None]:
         """Whose it is, counts, cost in dollars, and latency percentiles in milliseconds."""
-        times = sorted(self.seconds)
-
-        def percentile(share: float) -> float | None:
-            return times[min(len(times) - 1, int(share * len(times)))] * 1000 if times else None
-
+        p50, p99 = (percentile(self.seconds, share) for share in (0.5, 0.99))
         return {
             "url": url,
             "requests": self.requests,
@@ -94,8 +96,8 @@ class Usage:
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "dollars": (self.input_tokens * access.dollars_in + self.output_tokens * access.dollars_out) / 1e6,
-            "p50_ms": percentile(0.5),
-            "p99_ms": percentile(0.99),
+            "p50_ms": p50,
+            "p99_ms": p99,
         }
 
 

@@ -7,27 +7,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-from haechi.modelfolder import Point, Sheet
+from haechi.table import Table, number
 
 LABELS = ("safe", "unsafe")
-
-
-class Table(NamedTuple):
-    """A head and rows of cells; `<br>` breaks a line within a cell."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def lines(self) -> list[str]:
-        """As Markdown, first column left, others right."""
-        lines = [f"| {' | '.join(self.head)} |", f"|---|{'---:|' * (len(self.head) - 1)}"]
-        return lines + [f"| {' | '.join(row)} |" for row in self.rows]
-
-
 _GROUPS = (*LABELS, "weighted")
 
 
@@ -85,11 +71,11 @@ def summary(result: Mapping[str, Any], guard: str) -> Table:
             [
                 name,
                 str(figures["rows"]),
-                _number(figures["weighted_f1"]) if safe and unsafe else "",
+                number(figures["weighted_f1"]) if safe and unsafe else "",
                 f"{low:.3f}–{high:.3f}" if safe and unsafe else "",
-                _number(figures["unsafe_recall"]) if unsafe else "",
-                _number(figures["fpr"]) if safe else "",
-                _number(figures.get("auroc")),
+                number(figures["unsafe_recall"]) if unsafe else "",
+                number(figures["fpr"]) if safe else "",
+                number(figures.get("auroc")),
                 f"{reported[0]['weighted'][2]:.2f}" if reported else "",
             ]
         )
@@ -124,7 +110,7 @@ def set_table(result: Mapping[str, Any], name: str) -> Table:
                     for group in ("safe", "unsafe", "weighted")
                 ),
                 f"{low:.3f}–{high:.3f}",
-                *(_number(figures.get(key)) for key in ("auprc", "auroc", "ece", "fpr")),
+                *(number(figures.get(key)) for key in ("auprc", "auroc", "ece", "fpr")),
                 str(figures["errors"]),
             ]
         )
@@ -271,68 +257,6 @@ def paper_table(result: Mapping[str, Any], table: str) -> Table:
     return Table(head, rows)
 
 
-def point_table(points: Mapping[str, Point]) -> Table:
-    """Operating points and what they measured where they were fitted."""
-    head = ["point", "threshold", "precision", "recall", "false alarms", "weighted F1"]
-    return Table(
-        head,
-        [
-            [
-                name,
-                f"{point.threshold:.3f}",
-                *(_number(value) for value in (point.precision, point.recall, point.false_alarms, point.weighted_f1)),
-            ]
-            for name, point in points.items()
-        ],
-    )
-
-
-def model_card(sheet: Sheet) -> str:
-    """A README for the folder, made from its sheet."""
-    policy = sheet.policy()
-    language = policy.languages[0]
-    lines = [
-        f"# {sheet.name}",
-        "",
-        f"A Haechi guard: judges a query and writes the safeguard answer. Made from `{sheet.base}`, {sheet.precision}.",
-        "",
-        f"- policy: {policy.name}, version `{sheet.taxonomy_version}`, languages {', '.join(policy.languages)}",
-        f"- attention: {sheet.template.attention}; window {sheet.template.window} tokens, "
-        f"overlap {sheet.template.overlap}",
-        "",
-        "## Operating points",
-        "",
-        f"Fitted with a temperature of {sheet.temperature:.3f} on labelled rows that were not trained on; the figures "
-        "are of those rows.",
-        "",
-        *point_table(sheet.points).lines(),
-        "",
-        "## Categories",
-        "",
-        *(f"- `{category.code}`: {category.definition[language]}" for category in policy.categories),
-        "",
-        "## Trained on",
-        "",
-        "| stage | data | SHA-256 of the rows |",
-        "|---|---|---|",
-        *(
-            f"| {stage} | {data.get('rows') or data.get('text')} | {str(data.get('train', 'see haechi.json'))[:16]} |"
-            for stage, data in sheet.trained_on.items()
-        ),
-        "",
-        "## Where the points were fitted",
-        "",
-        "| measure | value |",
-        "|---|---:|",
-        *(f"| {name} | {value:.4f} |" for name, value in sheet.metrics.get("calibration", {}).items()),
-        "",
-        'Use: `haechi check --model FOLDER "query"`. Meant as one layer before a language model, not the only one; '
-        "it judges single user queries in the policy's languages.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def review_table(result: Mapping[str, Any]) -> str:
     """Two sides' answers by rules, by a chat model and by people: one table."""
     config, checks = result["config"], result["checks"]
@@ -362,7 +286,7 @@ def review_table(result: Mapping[str, Any]) -> str:
         "",
     ]
     for side, checked in checks.items():
-        problems = ", ".join(f"{problem} {count}" for problem, count in checked["problems"].items())
+        problems = ", ".join(f"{problem} {count}" for problem, count in sorted(checked["problems"].items()))
         parts.append(f"- {side}: checks not passed: {problems or 'none'}")
     for who, agreed in result["agreement"].items():
         for name, one in agreed.items():
@@ -425,9 +349,7 @@ def category_table(result: Mapping[str, Any]) -> Table:
         codes = sorted({code for group in groups for code in group})
         for code in codes:
             cells = [group.get(code, {}) for group in groups]
-            rows.append(
-                [guard, code, *(f"{_number(cell.get('recall'))} / {_number(cell.get('fpr'))}" for cell in cells)]
-            )
+            rows.append([guard, code, *(f"{number(cell.get('recall'))} / {number(cell.get('fpr'))}" for cell in cells)])
     return Table(["guard", "category", *(f"{name} recall / FPR" for name in sets)], rows)
 
 
@@ -440,14 +362,10 @@ def answer_table(result: Mapping[str, Any]) -> Table:
                 ", ".join(f"{problem} {count}" for problem, count in sorted(figures["problems"].items())) or "none"
             )
             rows.append(
-                [guard, name, f"{figures['answers']} of {figures['harmful']}", _number(figures["passed"]), problems]
+                [guard, name, f"{figures['answers']} of {figures['harmful']}", number(figures["passed"]), problems]
             )
     return Table(["guard", "set", "answers written", "all checks passed", "problems"], rows)
 
 
 def _triple(values: Iterable[float]) -> str:
     return " / ".join(f"{value:.2f}" for value in values)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -9,8 +9,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,21 @@ from haechi import answers
 from haechi.config import Config
 from haechi.errors import ConfigError, DataError, MissingExtra
 from haechi.guards import AnsweringGuard, load_guard
-from haechi.llm import Chat, ChatModel
+from haechi.llm import Chat, ChatModel, prompt
 from haechi.report import review_table
 from haechi.schema import Conversation, Example
 from haechi.sets import load_set, set_hash
-from haechi.store import Journal, digest, fingerprint, read_json, read_jsonl, write_json, write_jsonl, write_text
+from haechi.store import (
+    digest,
+    encodable,
+    fingerprint,
+    read_json,
+    read_jsonl,
+    resumable,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from haechi.taxonomy import load_taxonomy
 
 CRITERIA = ("fluency", "helpfulness", "appropriateness")
@@ -71,7 +80,12 @@ def run(config: ReviewConfig, report: Callable[[str], None] = print) -> dict[str
     result: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "pairs": len(pairs),
-        "checks": {side: _checked(pairs, side) for side in SIDES},
+        "checks": {
+            side: answers.checked(
+                ((pair["query"], pair["category"], pair[side]) for pair in pairs), load_taxonomy(None)
+            )
+            for side in SIDES
+        },
     }
     choices: dict[str, dict[str, list[Choice]]] = {}
     if config.judge:
@@ -210,21 +224,6 @@ class _Side:
         return [str(stored[row.id]) for row in rows]
 
 
-def _checked(pairs: Sequence[Mapping[str, Any]], side: str) -> dict[str, Any]:
-    """Share of a side's answers that pass all checks (`haechi.answers.problems`), and what fails."""
-    policy = load_taxonomy(None)
-    failures: Counter[str] = Counter()
-    passed = 0
-    for pair in pairs:
-        language = answers.language_of(pair["query"])
-        known = policy.contacts(answers.LOCALES.get(language, "US"))
-        urgent = pair["category"] in policy.codes and policy[pair["category"]].urgent
-        found = answers.problems(pair[side], language, known, urgent=urgent)
-        passed += not found
-        failures.update(found)
-    return {"passed": passed / len(pairs), "problems": dict(sorted(failures.items()))}
-
-
 def _orders(config: ReviewConfig, count: int) -> list[tuple[str, str]]:
     """Whose answer is A and whose B, pair by pair."""
     rng = random.Random(f"sides {config.seed}")
@@ -252,7 +251,7 @@ def _sheet(config: ReviewConfig, pairs: Sequence[Mapping[str, Any]], report: Cal
 
 def _cell(text: str) -> str:
     """A text that a spreadsheet will not take for a formula."""
-    text = text.encode("utf-8", "replace").decode()
+    text = encodable(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -300,33 +299,29 @@ def _filled(config: ReviewConfig, path: Path, count: int) -> dict[str, list[Choi
 def _judged(config: ReviewConfig, model: ChatModel, pairs: Sequence[Mapping[str, Any]]) -> dict[str, list[Choice]]:
     """What the model chose in both orders: a side when both agree on it, a tie when they do not."""
     chat = Chat(model)
-    prompt = (resources.files("haechi") / "data" / "prompts" / "compare.txt").read_text(encoding="utf-8")
-    key = fingerprint(chat.served, prompt, [[pair["id"], pair["first"], pair["second"]] for pair in pairs])
-    path, stamp = config.output / "judged.jsonl", config.output / "judged.key"
-    if not (path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key):
-        stamp.unlink(missing_ok=True)
-        with Journal(path, key) as journal:
-            for start in range(len(journal), len(pairs), _CHUNK):
-                journal.write(_asked(chat, prompt, pairs[start : start + _CHUNK]))
-        write_text(stamp, key)
-    rows = list(read_jsonl(path))
+    instructions = prompt("compare.txt")
+    key = fingerprint(chat.served, instructions, [[pair["id"], pair["first"], pair["second"]] for pair in pairs])
+    path = config.output / "judged.jsonl"
+    rows = list(resumable(path, key, pairs, lambda part: _asked(chat, instructions, part), _CHUNK))
     if all(row["error"] for row in rows):
-        stamp.unlink()
+        # What was wrong with all of them may be mended: the next run asks again.
+        path.with_suffix(".key").unlink()
         raise ConfigError(f"{model.model} judged none of {len(rows)} pairs: {rows[0]['error']}")
     return {name: [row[name] for row in rows] for name in CRITERIA}
 
 
-def _asked(chat: Chat, prompt: str, pairs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _asked(chat: Chat, instructions: str, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     orders = (("first", "second"), ("second", "first"))
     batch = [
         [
-            {"role": "system", "content": prompt},
+            {"role": "system", "content": instructions},
             {"role": "user", "content": _shown(pair["query"], pair[order[0]], pair[order[1]])},
         ]
         for pair in pairs
         for order in orders
     ]
     said = chat.complete(batch, 64)
+    rows = []
     for pair, forth, back in zip(pairs, said[::2], said[1::2], strict=True):
         readings = [_read(one.text, order) for one, order in zip((forth, back), orders, strict=True)]
         error = next((one.error for one in (forth, back) if one.text is None), None)
@@ -337,7 +332,8 @@ def _asked(chat: Chat, prompt: str, pairs: Sequence[Mapping[str, Any]]) -> Itera
             for name in CRITERIA:
                 chosen = {reading[name] for reading in readings if reading}
                 row[name] = chosen.pop() if len(chosen) == 1 else "tie"
-        yield row
+        rows.append(row)
+    return rows
 
 
 def _shown(query: str, one: str, other: str) -> str:

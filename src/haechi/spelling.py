@@ -135,7 +135,9 @@ class Speller:
         and stays."""
         if len(text) > _TYPED:
             return text
-        text = _MIXED.sub(self._without_digits, _WORD.sub(self._without_accents, text))
+        if not text.isascii():
+            text = _WORD.sub(self._without_accents, text)
+        text = _MIXED.sub(self._without_digits, text)
         words = _WORD.findall(text)
         doubtful = sum(not self._sure(_plain(word)) for word in words)
         return _RUN.sub(self._run, text) if doubtful > _DOUBTFUL * len(words) else text
@@ -143,7 +145,7 @@ class Speller:
     def _without_accents(self, match: re.Match[str]) -> str:
         """A word nobody knows without its accents, if that is one nobody would doubt."""
         word = match[0]
-        if word.isascii() or self._sure(_plain(word)):
+        if self._sure(_plain(word)):
             return word
         bare = "".join(letter for letter in unicodedata.normalize("NFD", word) if not unicodedata.combining(letter))
         return bare if self._sure(_plain(bare)) else word

@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from haechi.errors import DataError
 
+T = TypeVar("T")
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -65,6 +67,11 @@ def dumps(row: Any) -> str:
     except UnicodeEncodeError:
         return json.dumps(row)
     return line
+
+
+def encodable(text: str) -> str:
+    """The text with what UTF-8 cannot hold, lone surrogates, replaced."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -162,3 +169,25 @@ class Journal:
         if kind is None:
             os.replace(self._part, self.path)
             self._key.unlink(missing_ok=True)
+
+
+def resumable(
+    path: Path, key: str, items: Iterable[T], work: Callable[[list[T]], list[Any]], chunk: int
+) -> Iterator[Any]:
+    """The rows `work` makes of `items`, so many at a time, through a journal; a finished file of the same key is taken
+    as is. `path` with the suffix `.key` says whose it is. All rows must be taken: only then is the file whole.
+    """
+    stamp = path.with_suffix(".key")
+    if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
+        yield from read_jsonl(path)
+        return
+    # A kill between the new file and its stamp must not leave the old stamp on it.
+    stamp.unlink(missing_ok=True)
+    with Journal(path, key) as journal:
+        rest = islice(items, len(journal), None)
+        yield from journal.rows()
+        while part := list(islice(rest, chunk)):
+            done = work(part)
+            journal.write(done)
+            yield from done
+    write_text(stamp, key)

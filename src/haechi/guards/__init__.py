@@ -122,7 +122,7 @@ def judged(guard: Guard, conversations: Sequence[Conversation | str]) -> list[Ve
     verdicts = guard.check(conversations)
     if len(verdicts) != len(conversations):
         raise ConfigError(f"{guard.name} gave {len(verdicts)} verdicts for {len(conversations)} rows")
-    if any(True for _ in endpoints(guard)):
+    if list(endpoints(guard)):
         pairs = zip(Conversation.each(conversations), verdicts, strict=True)
         asked = [verdict for item, verdict in pairs if item.query.strip()]
         if asked and all(verdict.error for verdict in asked):

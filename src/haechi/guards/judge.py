@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from pydantic import Field
 from haechi.answers import declines
 from haechi.errors import ConfigError
 from haechi.guards import EMPTY, settings
-from haechi.llm import Chat, ChatModel, Completion, share
+from haechi.llm import Chat, ChatModel, Completion, prompt, share
 from haechi.schema import Conversation, Example, Verdict
 from haechi.sets import load_set, measured_only
 from haechi.store import fingerprint
@@ -151,7 +150,7 @@ def _config(kind: type[C], spec: str | Mapping[str, Any] | None, name: str) -> C
 
 
 def _instructions(taxonomy: Taxonomy) -> str:
-    text = (resources.files("haechi") / "data" / "prompts" / "judge.txt").read_text(encoding="utf-8")
+    text = prompt("judge.txt")
     kinds = "\n".join(f"- {one.code}: {next(iter(one.definition.values()))}" for one in taxonomy.categories)
     return text.strip().format(categories=kinds, codes=", ".join(taxonomy.codes))
 
