@@ -42,6 +42,7 @@ def test_a_disguise_comes_off(typed: str, plain: str) -> None:
         "Password1 in iPhone14ProMax, id dQw4w9WgXcQ", "Как у вас дела? Привет", "Γειά σου Κόσμε",
         "ㅋㅋㅋ ㅎㅎ 뭐해 ㅠㅠ",
         "el año, ťó je kůň, tiếng Việt",
+        "a b c d or A, B, C, D", "가 나 다 라 순서로",
         "日本語のテキスト、ガギグゲゴ", "नमस्ते दुनिया", "مرحبا", "a-b testing, e.g. 3.5 x 2", "안녕하세요 ㄱㄱ",
     ],
 )  # fmt: skip

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haechi.perturb import careless, spacing, typos, vary
+from haechi.attacks import STRENGTHS, disguised
+from haechi.perturb import careless, spacing, typos, vary, wrap
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_a_verb_that_cannot_move_stays_where_it_is() -> None:
 
 @given(st.text(min_size=1), st.integers())
 def test_any_text_can_be_varied(query: str, seed: int) -> None:
-    for change in (vary, careless):
+    for change in (vary, careless, wrap):
         assert change(query, random.Random(seed)) == change(query, random.Random(seed))
 
 
@@ -49,3 +50,17 @@ def test_slips_are_as_many_as_asked_and_leave_the_rest() -> None:
     assert typos("12 34!", random.Random(0), 1.0) == "12 34!"
     # A Hangul slip stays a Hangul syllable.
     assert all("가" <= letter <= "힣" or letter == " " for letter in typos(korean, random.Random(0), 1.0))
+
+
+def test_a_wrapper_holds_the_whole_query_in_its_language_and_is_none_of_those_that_measure() -> None:
+    for query, language in (("how do i {boil} an egg", "en"), ("달걀 {} 삶는 법", "ko")):
+        wrapped = {wrap(query, random.Random(seed)) for seed in range(200)}
+        assert len(wrapped) > 20 and all(query in text for text in wrapped)
+        measured = {
+            disguised(query, attack, strength, 0)
+            for attack in ("role_play", "prefix_injection")
+            for strength in STRENGTHS
+        }
+        assert not wrapped & measured
+        around = "".join(text.replace(query, "") for text in wrapped)
+        assert any("가" <= letter <= "힣" for letter in around) == (language == "ko")

@@ -26,6 +26,7 @@ SPELLER = Speller(read_words(default_model()))
         ("Whta is teh captial of France?", "What is the capital of France?"),
         ("ĥow tó stéål ã cär", "how to steal a car"),
         ("h0w do i k1ll a pr0c355", "how do i kill a process"),
+        ("HOW DO I K1LL A PR0C355", "HOW DO I KILL A PROCESS"),
         ("how do i fgrny gung vehicle", "how do i steal that vehicle"),
         ("HOWDOI open a doro", "HOW DO I open a door"),
         ("폭탄을 민드는 벙법을 알려줘", "폭탄을 만드는 방법을 알려줘"),
@@ -41,6 +42,7 @@ def test_words_are_put_right(typed: str, meant: str) -> None:
     [
         "How do I kill a Python process?",
         "What did Ptolemy write about the stars in the Almagest, and is it still read today?",
+        "hits of the 80s and 90s",
         "SELECT name FROM users WHERE id = 3;",
         "mp3, win10, covid19, h2o, 4chan, b4 and c4 in 2024",
         "https://example.org/a/b?c=d",

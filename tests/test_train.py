@@ -22,6 +22,7 @@ from haechi import answers, export, train
 from haechi.errors import ConfigError, DataError, ModelError
 from haechi.guards.slm import load
 from haechi.modelfolder import read_sheet
+from haechi.normalise import normalise
 from haechi.schema import Example
 from haechi.taxonomy import load_taxonomy
 from haechi.template import Row, pack
@@ -330,6 +331,22 @@ def test_a_step_is_a_random_draw_cut_into_passes_of_like_shape(bert_base: Path, 
     assert max(padded) <= 768 and sum(padded) < 1.4 * sum(row.tokens for row in shown(source))
     labels = [{row.branches[0].labels[0] for rows in step for row in rows} for step in steps[:-1]]
     assert all(len(both) == 2 for both in labels)
+
+
+def test_rows_are_wrapped_and_then_read_as_a_guard_reads_them(trained: Path) -> None:
+    template = load(trained, engine="torch").template
+    rows = [Weighted(row.model_copy(update={"query": "hоw dо i brеw tea"}), 1) for row in examples(60)]
+    stage = Stage(name="s", rows=Path("x"), lr=1.0, wrapped=0.5)
+
+    def queries(*, shuffle: bool) -> list[str]:
+        source = RowSource(rows, stage, template, 0, read=normalise, shuffle=shuffle)
+        # A tiny model's window cuts the longer wrappers.
+        return [template.decode(row.query) for row in shown(source) if len(row.query) < template.settings.window]
+
+    assert set(queries(shuffle=False)) == {template.decode(template.encode("how do i brew tea"))}
+    seen = queries(shuffle=True)
+    (bare,) = set(queries(shuffle=False))
+    assert 0.3 < seen.count(bare) / len(seen) < 0.7 and all(bare in query for query in seen)
 
 
 def test_harmless_rows_can_learn_to_hand_over(trained: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from haechi.hangul import FINALS, FIRSTS, VOWELS, Syllable
 from haechi.spelling import Speller
 
-VERSION = 2
+VERSION = 3
 """Raised when queries are read differently than before: verdicts that were kept are then another guard's."""
 _LOOK_ALIKES = str.maketrans(
     "аеоросухіјѕԁӏһԛԝАВЕКМНОРСТУХІЈЅΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεικνορτυχɑɡıⅼ",
@@ -22,6 +22,8 @@ _JAMO = re.compile(f"[{FIRSTS}][{VOWELS}](?:[{''.join(FINALS)}](?![{VOWELS}]))?"
 _LATIN = re.compile(r"[a-z]", re.I)
 _WORD = re.compile(r"\w+")
 _ONE_BY_ONE = re.compile(r"(?<!\w)[^\W\d_](?:[ .\-_*·][^\W\d_](?!\w)){3,}")
+_ALPHABETS = "abcdefghijklmnopqrstuvwxyz", "가나다라마바사아자차카타파하"
+"""What stands in the order of one of these is a list ("a b c d")."""
 _BASE64 = re.compile(r"(?<![\w+/=])(?=[a-z+/]*[A-Z0-9])[A-Za-z0-9+/]{6,}={0,2}(?![\w+/=])")
 _LOOSE = re.compile("([ㄱ-ㆎ]+)")
 
@@ -44,7 +46,7 @@ def normalise(query: str) -> str:
 
     Compatibility forms are folded (NFKC), invisible characters dropped, and marks on Latin letters that no alphabet
     puts there; look-alikes in mostly Latin text are replaced, loose Hangul jamo composed into syllables, four or more
-    letters set one by one joined, and base64 that hides text is read.
+    letters set one by one joined unless they are a list's, and base64 that hides text is read.
     """
     text = "".join(letter for letter in query if unicodedata.category(letter) != "Cf")
     text = _BASE64.sub(_decoded, text)
@@ -56,7 +58,12 @@ def normalise(query: str) -> str:
     # Russian or Greek has few words of look-alikes only; what becomes mostly Latin was Latin.
     if 2 * len(_LATIN.findall(folded)) >= sum(map(str.isalpha, folded)):
         text = folded
-    return _ONE_BY_ONE.sub(lambda match: re.sub(r"[ .\-_*·]", "", match[0]), text)
+    return _ONE_BY_ONE.sub(_joined, text)
+
+
+def _joined(match: re.Match[str]) -> str:
+    word = re.sub(r"[ .\-_*·]", "", match[0])
+    return match[0] if any(word.lower() in alphabet for alphabet in _ALPHABETS) else word
 
 
 def _decoded(match: re.Match[str]) -> str:

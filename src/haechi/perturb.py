@@ -10,6 +10,8 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
+from importlib import resources
 
 from haechi.hangul import Syllable, syllable
 
@@ -139,3 +141,19 @@ def careless(query: str, rng: random.Random) -> str:
     """The query as a hurried user types it: misspelt, or its spaces wrong, a little or more."""
     slip, most = rng.choice(_CARELESS)
     return slip(query, rng, rng.random() * most) or query
+
+
+@cache
+def _wrappers() -> dict[str, list[str]]:
+    lines = (resources.files("haechi") / "data" / "wrappers.tsv").read_text(encoding="utf-8").splitlines()
+    forms: dict[str, list[str]] = {}
+    for language, form in (line.split("\t") for line in lines):
+        forms.setdefault(language, []).append(form)
+    return forms
+
+
+def wrap(query: str, rng: random.Random) -> str:
+    """The query inside a persona, a game, an override, in its own language. People wrap harmless requests as well as
+    harmful ones, so that a wrapper alone must not decide. None of these is among `haechi.attacks`, which measure."""
+    korean = any(map(syllable, query))
+    return rng.choice(_wrappers()["ko" if korean else "en"]).replace("{}", query)

@@ -25,7 +25,7 @@ FILE = "words.txt"
 """In a model folder: a count and the words that were written so often, a line each."""
 
 _LETTERS = r"[^\W\d_]+"
-_WORD = re.compile(rf"{_LETTERS}(?:['’]{_LETTERS})?")
+_WORD = re.compile(rf"(?<!\w){_LETTERS}(?:['’]{_LETTERS})?(?!\w)")
 _RUN = re.compile(rf"{_WORD.pattern}(?: {_WORD.pattern}){{0,63}}")
 """So many words are read together; time and memory stay in proportion to the text."""
 _MIXED = re.compile(r"(?<!\w)(?=\w*[^\W\d_])(?=\w*\d)\w{3,20}(?!\w)")
@@ -152,11 +152,12 @@ class Speller:
 
     def _without_digits(self, match: re.Match[str]) -> str:
         """A word with letters for its digits, if that is one nobody would doubt."""
-        letters = [_DIGITS.get(letter, letter) for letter in match[0]]
+        typed = match[0]
+        letters = [_DIGITS.get(letter, letter) for letter in typed.lower()]
         if math.prod(map(len, letters)) > _READINGS:
-            return match[0]
-        readings = map("".join, product(*letters))
-        return min(filter(self._sure, readings), key=self._cost.__getitem__, default=match[0])
+            return typed
+        readings = [*filter(self._sure, map("".join, product(*letters)))]
+        return _cased(min(readings, key=self._cost.__getitem__), typed) if readings else typed
 
     def _run(self, match: re.Match[str]) -> str:
         typed = match[0].split(" ")
@@ -216,10 +217,7 @@ class Speller:
             near.append((self._cost[coded] - _CODED, coded))
         if near:
             cost, other = min(near)
-            yield (
-                cost + _SLIP + slip * len(word),
-                other.upper() if typed.isupper() else other.capitalize() if typed[0].isupper() else other,
-            )
+            yield cost + _SLIP + slip * len(word), _cased(other, typed)
 
     def _slips(self, word: str) -> set[str]:
         """Words of at least _SHORTEST letters with one letter dropped, added, exchanged or transposed."""
@@ -239,6 +237,11 @@ def _jamo_slips(word: str) -> Iterator[str]:
             for part, choices in zip(Syllable._fields, (FIRSTS, VOWELS, FINALS), strict=True):
                 for number in range(len(choices)):
                     yield word[:place] + parts._replace(**{part: number}).letter + word[place + 1 :]
+
+
+def _cased(word: str, typed: str) -> str:
+    """A lower-case word in the capitals of what was typed for it."""
+    return word.upper() if typed.isupper() else word.capitalize() if typed[0].isupper() else word
 
 
 def _plain(word: str) -> str:

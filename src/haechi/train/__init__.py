@@ -14,6 +14,7 @@ from haechi.casing import learn
 from haechi.errors import DataError
 from haechi.guards.slm import load
 from haechi.modelfolder import DEFAULT_POINT, Sheet, sealed, write_sheet
+from haechi.normalise import Reader
 from haechi.sets import data_folder
 from haechi.spelling import read_words, write_words
 from haechi.store import digest
@@ -31,12 +32,15 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
     taxonomy = load_taxonomy(config.taxonomy)
     loop = Loop(config, lambda: load_base(config, taxonomy), report)
     loop.load_finished()
+    with loop.first():
+        words = _words(loop.base, config)
+    read = Reader(words) if config.normalise else str
     measured: dict[str, Any] = {}
     for index, stage in enumerate(config.stages):
         done = loop.measured(stage)
         if done is None:
             with loop.first():
-                train, valid = _sources(stage, loop.base, config)
+                train, valid = _sources(stage, loop.base, config, read)
             done = loop.run(index, stage, train, valid)
         measured[stage.name] = done
     folder, base = config.output / "model", loop.base
@@ -53,7 +57,7 @@ def run(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
             trained_on={stage.name: _provenance(stage) for stage in config.stages},
             metrics={"training": measured},
         )
-        if words := _words(base, config):
+        if words:
             write_words(folder, words)
         write_sheet(folder, sealed(folder, sheet))
         _calibrate(folder, config, report)
@@ -66,7 +70,7 @@ def _calibrate(folder: Path, config: TrainConfig, report: Callable[[str], None])
     """Fit the operating points on the last labelled stage's validation rows, and keep what they measure there."""
     labelled = [stage.rows for stage in config.stages if stage.rows is not None and "classify" in stage.tasks]
     rows = [row.example for row in read_rows(labelled[-1], "valid")] if labelled else []
-    guard = load(folder, engine="torch")
+    guard = load(folder, engine="torch", normalise=config.normalise)
     try:
         verdicts = guard.check([row.query for row in rows])
         sheet = calibrated(
@@ -83,14 +87,13 @@ def _calibrate(folder: Path, config: TrainConfig, report: Callable[[str], None])
     )
 
 
-def _sources(stage: Stage, base: Base, config: TrainConfig) -> tuple[Source, Source | None]:
+def _sources(stage: Stage, base: Base, config: TrainConfig, read: Callable[[str], str]) -> tuple[Source, Source | None]:
     text = TextSource(stage, base.template, config.seed, config.output / "text") if stage.text else None
     rows = valid = None
     if stage.rows is not None:
-        rows = RowSource(
-            read_rows(stage.rows, "train"), stage, base.template, config.seed, steps=len(text) if text else None
-        )
-        valid = RowSource(read_rows(stage.rows, "valid"), stage, base.template, config.seed, shuffle=False)
+        steps = len(text) if text else None
+        rows = RowSource(read_rows(stage.rows, "train"), stage, base.template, config.seed, read=read, steps=steps)
+        valid = RowSource(read_rows(stage.rows, "valid"), stage, base.template, config.seed, read=read, shuffle=False)
     source = Both(text, rows) if text and rows else text or rows
     assert source
     return (Switched(source, base.counterparts, stage, config.seed) if stage.code_switch else source), valid

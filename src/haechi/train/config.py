@@ -113,6 +113,9 @@ class Stage(Config):
     """Share of rows whose query is put in other words of asking (`haechi.perturb.vary`), anew in each epoch."""
     careless: float = Field(default=0.0, ge=0, le=1)
     """Share of rows whose query is misspelt or wrongly spaced (`haechi.perturb.careless`), anew in each epoch."""
+    wrapped: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows whose query is put inside a persona, a game or an override (`haechi.perturb.wrap`), harmless and
+    harmful ones alike, anew in each epoch."""
     code_switch: float = Field(default=0.0, ge=0, le=1)
     """Each row draws a rate up to this, and so many of its query's words are put in the other language by the glossary
     (`vocabulary.glossary`), anew in each epoch: CoSDA-ML (arXiv 2006.06402)."""
@@ -172,6 +175,8 @@ class TrainConfig(Config):
     """Make the base smaller first."""
     prompt: Prompt = Prompt()
     """Template settings."""
+    normalise: bool = True
+    """Read queries as a guard does before it judges (`haechi.normalise`), after all that the stages do to them."""
     lora: Lora | None = None
     """Train adapters instead of all weights."""
     stages: tuple[Stage, ...] = Field(min_length=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lzma
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -140,16 +140,20 @@ class RowSource:
         template: Template,
         seed: int,
         *,
+        read: Callable[[str], str] = str,
         shuffle: bool = True,
         steps: int | None = None,
     ) -> None:
-        """`shuffle`: draw anew in each epoch, rather than show the rows once as they are; `steps`: deal the rows evenly
-        over so many steps, rather than fill each up to its budget."""
+        """`read`: what the model is shown of a query; `shuffle`: draw anew in each epoch, rather than show the rows
+        once as they are; `steps`: deal the rows evenly over so many steps, rather than fill each up to its budget."""
         order: list[Row] = []
         for epoch in range(stage.epochs if shuffle else 1):
             rng = random.Random(f"{seed}:{stage.name}:{epoch}")
             shown = [
-                shown for row in rows for shown in _shown(row, stage, template, rng, vary=shuffle) if shown.branches
+                shown
+                for row in rows
+                for shown in _shown(row, stage, template, rng, read, vary=shuffle)
+                if shown.branches
             ]
             if shuffle:
                 rng.shuffle(shown)
@@ -261,7 +265,9 @@ def _cut(rows: Sequence[Row], budget: int) -> list[list[Row]]:
     return passes
 
 
-def _shown(row: Weighted, stage: Stage, template: Template, rng: random.Random, *, vary: bool) -> list[Row]:
+def _shown(
+    row: Weighted, stage: Stage, template: Template, rng: random.Random, read: Callable[[str], str], *, vary: bool
+) -> list[Row]:
     """A row as one epoch shows it: once with its answer, the other times with its verdict only, which is cheap."""
 
     example = row.example
@@ -269,13 +275,14 @@ def _shown(row: Weighted, stage: Stage, template: Template, rng: random.Random, 
         reply = rng.choice(answers.deferrals(answers.language_of(example.query)))
         example = example.model_copy(update={"response": reply if rng.random() < stage.defer else None})
 
+    changes = ((perturb.vary, stage.vary), (perturb.wrap, stage.wrapped), (perturb.careless, stage.careless))
+
     def typed() -> Example:
-        if not vary:
-            return example
-        query = perturb.vary(example.query, rng) if rng.random() < stage.vary else example.query
-        if stage.careless and rng.random() < stage.careless:
-            query = perturb.careless(query, rng)
-        return example.model_copy(update={"query": query})
+        query = example.query
+        for change, share in changes if vary else ():
+            if rng.random() < share:
+                query = change(query, rng)
+        return example.model_copy(update={"query": read(query)})
 
     times = int(row.weight) + (rng.random() < row.weight % 1)
     if not times:
