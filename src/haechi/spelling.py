@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 
@@ -233,10 +233,24 @@ class Speller:
 def _jamo_slips(word: str) -> Iterator[str]:
     """Words with one jamo of one syllable exchanged, dropped or added."""
     for place, letter in enumerate(word):
-        if parts := syllable(letter):
-            for part, choices in zip(Syllable._fields, (FIRSTS, VOWELS, FINALS), strict=True):
-                for number in range(len(choices)):
-                    yield word[:place] + parts._replace(**{part: number}).letter + word[place + 1 :]
+        for other in _near(letter):
+            yield word[:place] + other + word[place + 1 :]
+
+
+@cache
+def _near(letter: str) -> tuple[str, ...]:
+    """The syllables that share all but one jamo with a syllable."""
+    parts = syllable(letter)
+    return (
+        ()
+        if parts is None
+        else tuple(
+            parts._replace(**{part: number}).letter
+            for part, choices in zip(Syllable._fields, (FIRSTS, VOWELS, FINALS), strict=True)
+            for number in range(len(choices))
+            if number != getattr(parts, part)
+        )
+    )
 
 
 def _cased(word: str, typed: str) -> str:
