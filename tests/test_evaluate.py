@@ -73,6 +73,9 @@ def test_calibration_recovers_a_known_temperature_and_threshold() -> None:
     assert metrics.best_threshold(np.array([False, False, True]), np.array([0.1, 0.2, 0.9])) == pytest.approx(
         0.55, abs=0.36
     )
+    # Two cuts far apart are equally good: none is taken from between them.
+    truth, score = np.array([0, 1, 1, 0, 1, 0, 0, 1], bool), np.arange(1, 9) / 10
+    assert min(abs(metrics.best_threshold(truth, score) - cut) for cut in (0.15, 0.75)) < 1e-9
 
 
 def test_the_papers_rows_are_all_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -227,3 +228,18 @@ def test_malformed_jsonl_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a"\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"x.jsonl line 2 is not JSON"):
         rows(tmp_path / "x.jsonl")
+    for bad in ("9" * 5000, "[" * 100_000):
+        (tmp_path / "x.jsonl").write_text(bad, encoding="utf-8")
+        with pytest.raises(DataError, match=r"x.jsonl line 1 is not JSON"):
+            rows(tmp_path / "x.jsonl")
+    whole = gzip.compress(dumps({"a": "b" * 1000}).encode())
+    (tmp_path / "x.jsonl.gz").write_bytes(whole[:12] + b"\xff" + whole[13:])
+    with pytest.raises(DataError, match=r"cannot read .*x.jsonl.gz"):
+        rows(tmp_path / "x.jsonl.gz")
+
+
+def test_a_journal_that_cannot_be_kept_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for path in (tmp_path / "file" / "rows.jsonl", tmp_path / ("x" * 300)):
+        with pytest.raises(DataError, match="cannot write"):
+            Journal(path, "key")

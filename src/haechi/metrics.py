@@ -244,9 +244,12 @@ def threshold_for_false_alarms(truth: Bools, score: Array, share: float) -> floa
 
 
 def best_threshold(truth: Bools, score: Array) -> float:
-    """The threshold of highest weighted F1; of equal neighbours the middle, so that it does not hug one row's score."""
+    """The threshold of highest weighted F1; of equal neighbours the middle, so that it does not hug a row's score, and
+    of several such stretches the longest."""
     cuts, counts = sweep(truth, score)
     # A few rows decide between neighbouring cuts; a running mean over 1% of them finds the plateau, not the spike.
     width = max(1, len(cuts) // 100) | 1
     smooth = np.convolve(scores(counts)["weighted_f1"], np.ones(width) / width, mode="same")
-    return float(np.median(cuts[np.isclose(smooth, smooth.max())]))
+    best = np.flatnonzero(np.isclose(smooth, smooth.max()))
+    stretches = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
+    return float(np.median(cuts[max(stretches, key=len)]))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"no such file: {path}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -87,9 +88,10 @@ def read_jsonl(path: Path) -> Iterator[Any]:
                 if line.strip():
                     try:
                         yield json.loads(line)
-                    except json.JSONDecodeError:
+                    except (ValueError, RecursionError):
+                        # Beside malformed text: a number of thousands of digits, lists in lists without end.
                         raise DataError(f"{path} line {number} is not JSON") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -117,12 +119,15 @@ class Journal:
         self._part = path.with_name(path.name + ".part")
         self._key = path.with_name(path.name + ".part.key")
         self._done = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if self._part.exists() and self._key.exists() and self._key.read_text(encoding="utf-8") == key:
-            self._done = self._trim()
-        else:
-            self._part.unlink(missing_ok=True)
-            write_text(self._key, key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._part.exists() and self._key.exists() and self._key.read_text(encoding="utf-8") == key:
+                self._done = self._trim()
+            else:
+                self._part.unlink(missing_ok=True)
+                write_text(self._key, key)
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror}") from None
 
     def _trim(self) -> int:
         """Cut a torn last line; the number of whole rows left."""

@@ -94,7 +94,8 @@ def load_guard(spec: str | Mapping[str, Any]) -> Guard:
         raise ConfigError(
             f"a guard is a mapping of one key, its kind or one of {', '.join(_COMPOSITIONS)}, not {dict(spec)!r}"
         )
-    ((kind, argument),) = spec.items()
+    ((key, argument),) = spec.items()
+    kind = str(key)
     if kind in _WITHOUT_SETTINGS:
         raise ConfigError(f"a {kind} guard is named in one text, '{kind}:ARGUMENT', not by a mapping")
     if kind in _KINDS and not isinstance(argument, Mapping):
