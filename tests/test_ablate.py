@@ -33,6 +33,7 @@ def grid(bert_base: Path, curated: Path, tmp_path: Path) -> AblateConfig:
         "train": str(tmp_path / "train.yaml"),
         "evaluate": str(tmp_path / "evaluate.yaml"),
         "seeds": [0],
+        "workers": 2,
         "precision": "fp32",
         "figures": ["validation.auroc", f"{rows}.weighted_f1"],
         "questions": [

@@ -7,12 +7,16 @@ again by the next run. Variants of equal overrides, in whatever question, are tr
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -80,6 +84,9 @@ class AblateConfig(Config):
     """Overrides of every variant, before its own."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds of the training; intervals need two."""
+    workers: int = Field(default=1, gt=0)
+    """Runs side by side, the cores shared among them: small models do not fill many cores. Their latencies disturb each
+    other."""
     figures: tuple[str, ...] = Field(default=("validation.auroc",), min_length=1)
     """Columns: `SET.FIGURE` of the evaluation, `SET.answers` (share of answers that pass all checks),
     `validation.auroc` or `validation.weighted_f1`."""
@@ -123,16 +130,27 @@ def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str
     file = config.output / "metrics.json"
     runs: dict[str, dict[str, Any]] = read_json(file)["runs"] if file.exists() else {}
     jobs = {grid.key(variant, seed): (variant, seed) for seed in config.seeds for variant in config.variants()}
-    for number, (key, (variant, seed)) in enumerate(jobs.items(), 1):
-        if key in runs and "failed" not in runs[key]:
-            continue
+
+    def one(number: int, key: str, variant: Variant, seed: int) -> dict[str, Any]:
         report(f"{number}/{len(jobs)} {variant.name}, seed {seed}")
         try:
-            runs[key] = _measure(config, variant, seed, config.output / "runs" / key, report)
+            return _measure(grid, variant, seed, config.output / "runs" / key, report)
         except HaechiError as error:
             report(f"failed: {error}")
-            runs[key] = {"failed": str(error)}
-        _write(grid, runs)
+            return {"failed": str(error)}
+
+    pool = ThreadPoolExecutor(config.workers)
+    try:
+        futures = {
+            pool.submit(one, number, key, *job): key
+            for number, (key, job) in enumerate(jobs.items(), 1)
+            if key not in runs or "failed" in runs[key]
+        }
+        for future in as_completed(futures):
+            runs[futures[future]] = future.result()
+            _write(grid, runs)
+    finally:
+        pool.shutdown(cancel_futures=True)
     result = _write(grid, runs)
     report(f"tables in {config.output / 'tables.md'}")
     return result
@@ -170,6 +188,8 @@ class _Grid:
         paths = {"curate": config.curate, "train": config.train, "evaluate": config.evaluate}
         self._bases = {verb: read_yaml(path) for verb, path in paths.items() if path is not None}
         self._data = self._digests()
+        self.curating = Lock()
+        """Variants may share their rows: only one is to make them."""
 
     def key(self, variant: Variant, seed: int) -> str:
         """What one run is known by."""
@@ -195,23 +215,20 @@ class _Grid:
         return digests
 
 
-def _measure(
-    config: AblateConfig, variant: Variant, seed: int, folder: Path, report: Callable[[str], None]
-) -> dict[str, Any]:
+def _measure(grid: _Grid, variant: Variant, seed: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Curate, train, export and evaluate one variant; its weights are dropped, verdicts and figures stay."""
-    log = folder / "log.txt"
+    config, log = grid.config, folder / "log.txt"
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     rows: list[str] = []
     if config.curate:
-        rows = _rows(config, variant, log)
+        with grid.curating:
+            rows = _rows(config, variant, log)
     model, exported = folder / "train" / "model", folder / "model"
-    _verb(
-        log, "train", config.train, *config.words(variant, "train"), *rows, f"seed={seed}", f"output={folder / 'train'}"
-    )
-    _verb(log, "export", model, exported, "--precision", config.precision)
-    _verb(
-        log,
+    verb = partial(_verb, log, config.workers)
+    verb("train", config.train, *config.words(variant, "train"), *rows, f"seed={seed}", f"output={folder / 'train'}")
+    verb("export", model, exported, "--precision", config.precision)
+    verb(
         "evaluate",
         config.evaluate,
         *config.words(variant, "evaluate"),
@@ -239,18 +256,19 @@ def _rows(config: AblateConfig, variant: Variant, log: Path) -> list[str]:
     standard = load_config(CurateConfig, config.curate).output
     folder = config.output / "rows" / fingerprint(read_yaml(config.curate), config.words(variant, "curate"))
     if not (folder / "manifest.json").exists():
-        _verb(log, "curate", config.curate, *config.words(variant, "curate"), f"output={folder}")
+        _verb(log, 1, "curate", config.curate, *config.words(variant, "curate"), f"output={folder}")
     stages = load_config(TrainConfig, config.train, config.words(variant, "train")).stages
     return [f"stages.{number}.rows={folder}" for number, stage in enumerate(stages) if stage.rows == standard]
 
 
-def _verb(log: Path, *words: object) -> None:
+def _verb(log: Path, workers: int, *words: object) -> None:
     """Run `haechi WORDS`; what it says goes to the log. Raises HaechiError with its last line when it fails."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ haechi {' '.join(map(str, words))}\n")
         file.flush()
         command = [sys.executable, "-m", "haechi.cli", *map(str, words)]
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+        cores = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env={**cores, **os.environ}).returncode
     if code:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
         raise HaechiError(f"{words[0]} ended with code {code}: {said[:200]} (see {log})")
