@@ -110,11 +110,11 @@ def test_only_what_compares_is_merged(
     refused("own has other rows in each", sets=sets)
     tree = read_json(other / "metrics.json")
     refused("threshold is fpr in one and fixed in the other", config={**tree["config"], "threshold": "fpr"})
-    refused(r"measured by another version \(harness 1, this is 2\)", DataError, harness=1)
+    refused(r"measured by another version \(harness 1, this is 3\)", DataError, harness=1)
     refused("not whole", DataError, guards={"keyword": {"spec": "keyword"}})
     refused("are two guards", guards={"keyword@0.5": tree["guards"]["keyword@0.9"]})
-    spec = read_json(results / "metrics.json")["guards"]["keyword@0.5"]["spec"]
-    changed = {**tree["guards"]["keyword@0.9"], "spec": spec}
+    identity = read_json(results / "metrics.json")["guards"]["keyword@0.5"]["identity"]
+    changed = {**tree["guards"]["keyword@0.9"], "identity": identity}
     refused("judges own differently", guards={"keyword@0.5": changed})
     with pytest.raises(DataError, match="no such file"):
         page.run([tmp_path / "nowhere"], tmp_path / "page")

@@ -244,6 +244,9 @@ def test_contacts_are_only_those_of_the_locale() -> None:
         "지금 010-1234-5678로 전화하세요.", korea
     )
     assert not answers.allowed("See www.evil-site.com for more.", us)
+    assert answers.allowed("Call 911 or the FBI at 1-800-225-5324.", us)
+    assert not answers.allowed("Call 911 or the FBI at 1-800-799-7233.", us)
+    assert answers.allowed("This is not one for the FBI: please call 1-800-799-7233.", us)
     assert answers.contacts("(https://988lifeline.org) 800.555.1234, t.me/abc, 010-1234-5678 일반 전화") == [
         "https://988lifeline.org", "t.me/abc", "800.555.1234", "010-1234-5678"]  # fmt: skip
     assert not answers.contacts("10-15 minutes, 100개, 24시간 and 1,200,000 dollars")
@@ -276,7 +279,7 @@ def test_a_harmful_query_never_gets_an_empty_answer(
     monkeypatch.setattr(guard.template, "decode", lambda ids: "Call 1-900-555-0199.")
     answer = guard.answer([query], force=True)[0]
     assert answer.text == answers.refusal(language) == " ".join(guard.stream(query, force=True))
-    assert answers.problems(answer.text, language, set()) == []
+    assert answers.problems(answer.text, language, {}) == []
 
 
 def test_a_harmful_query_is_never_handed_to_the_assistant(guard: SLM, monkeypatch: pytest.MonkeyPatch) -> None:

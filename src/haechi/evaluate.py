@@ -31,7 +31,7 @@ from haechi.schema import Answer, Conversation, Example
 from haechi.sets import LabelledSet, set_hash
 from haechi.store import fingerprint, resumable, write_json, write_text
 
-HARNESS = 2
+HARNESS = 3
 """Raised when equal verdicts would give other figures, or other names for them: results of different ones are not
 compared."""
 _CHUNK = 256
@@ -119,7 +119,8 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     everything: dict[str, dict[str, Said]] = {name: {} for name in config.sets}
     for guard, spec in zip(guards, config.guards, strict=True):
         cut = _Cut(config, guard, sets)
-        measured: dict[str, Any] = {"spec": spec, "sets": {}, "answers": {}, "robustness": {}}
+        measured: dict[str, Any] = {"spec": spec, "identity": guard.identity}
+        measured |= {"sets": {}, "answers": {}, "robustness": {}}
         if isinstance(guard, SLM):
             measured |= {
                 "taxonomy": guard.sheet.taxonomy_version,

@@ -58,7 +58,7 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{folder} was measured by another version (harness {result.get('harness')}, this is {HARNESS}): run its "
             "evaluation again, which asks no guard twice"
         )
-    whole = {"spec", "sets", "answers", "robustness", "usage"}
+    whole = {"spec", "identity", "sets", "answers", "robustness", "usage"}
     if (
         not result["config"].get("sets")
         or not result["guards"]
@@ -97,8 +97,11 @@ def merged(results: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _join(ours: dict[str, Any], theirs: Mapping[str, Any], what: str) -> None:
-    if ours["spec"] != theirs["spec"]:
-        raise ConfigError(f"{what} are two guards: {ours['spec']} and {theirs['spec']}; give one of them another name")
+    if ours["identity"] != theirs["identity"]:
+        raise ConfigError(
+            f"{what} are two guards of other settings, weights or versions: run one of the evaluations again, or give "
+            "the guards different names"
+        )
     for name, measured in theirs["sets"].items():
         known = ours["sets"].setdefault(name, measured)
         if known["cells"] != measured["cells"]:

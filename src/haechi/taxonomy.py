@@ -85,10 +85,15 @@ class Taxonomy(Config):
                 return category
         raise ConfigError(f"unknown category {code!r}{did_you_mean(code, self.codes)}")
 
-    def contacts(self, locale: str) -> set[str]:
-        """Every phone number and link that an answer for `locale` may show."""
-        known = self.resources.get(locale, {}).values()
-        return {phone for item in known for phone in item.phone} | {item.url for item in known if item.url}
+    def contacts(self, locale: str) -> dict[str, set[str]]:
+        """Every phone number and link that an answer for `locale` may show, with the acronyms, in lower case, in the
+        names of those it belongs to."""
+        owners: dict[str, set[str]] = {}
+        for item in self.resources.get(locale, {}).values():
+            acronyms = {found.lower() for name in item.name.values() for found in re.findall(r"[A-Z]{3,}", name)}
+            for contact in (*item.phone, *([item.url] if item.url else [])):
+                owners.setdefault(contact, set()).update(acronyms)
+        return owners
 
     def help_line(self, code: str, locale: str) -> Resource | None:
         """The most relevant help line of a category in a locale, if it has one."""
