@@ -11,13 +11,13 @@ import codecs
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import resources
 from typing import NamedTuple
 
 from haechi.hangul import syllable
 from haechi.perturb import spacing, typos
+from haechi.store import packaged_pairs
 
 STRENGTHS = ("low", "middle", "high")
 Change = Callable[[str, random.Random, float], str]
@@ -127,21 +127,14 @@ def _exchange(word: str, table: Mapping[str, str], rest: re.Pattern[str]) -> str
 
 @cache
 def _synonyms() -> dict[str, str]:
-    return dict(_pairs("synonyms.tsv"))
+    return dict(packaged_pairs("synonyms.tsv"))
 
 
 @cache
 def _counterparts() -> dict[str, str]:
     """English nouns to Korean and back; of several the first."""
-    both = [*_pairs("counterparts.tsv")]
+    both = [*packaged_pairs("counterparts.tsv")]
     return dict(reversed([*both, *((korean, english) for english, korean in both)]))
-
-
-def _pairs(name: str) -> Iterator[tuple[str, str]]:
-    text = (resources.files("haechi") / "data" / name).read_text(encoding="utf-8")
-    for line in text.splitlines():
-        first, second = line.split("\t")
-        yield first, second
 
 
 def _wrapped(forms: tuple[str, ...]) -> Change:

@@ -119,8 +119,13 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     everything: dict[str, dict[str, Said]] = {name: {} for name in config.sets}
     for guard, spec in zip(guards, config.guards, strict=True):
         cut = _Cut(config, guard, sets)
-        measured: dict[str, Any] = {"spec": spec, "identity": guard.identity}
-        measured |= {"sets": {}, "answers": {}, "robustness": {}}
+        measured: dict[str, Any] = {
+            "spec": spec,
+            "identity": guard.identity,
+            "sets": {},
+            "answers": {},
+            "robustness": {},
+        }
         if isinstance(guard, SLM):
             measured |= {
                 "taxonomy": guard.sheet.taxonomy_version,

@@ -11,9 +11,9 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import cache
-from importlib import resources
 
 from haechi.hangul import Syllable, syllable
+from haechi.store import packaged_pairs
 
 _ENGLISH_HOW = re.compile(
     r"(?:how (?:to|do i|do you|can i|can you|could i|would i|should i)|(?:please )?(?:tell|show|teach) me how to|"
@@ -145,9 +145,8 @@ def careless(query: str, rng: random.Random) -> str:
 
 @cache
 def _wrappers() -> dict[str, list[str]]:
-    lines = (resources.files("haechi") / "data" / "wrappers.tsv").read_text(encoding="utf-8").splitlines()
     forms: dict[str, list[str]] = {}
-    for language, form in (line.split("\t") for line in lines):
+    for language, form in packaged_pairs("wrappers.tsv"):
         forms.setdefault(language, []).append(form)
     return forms
 

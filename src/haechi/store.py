@@ -10,6 +10,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,14 @@ def read_jsonl(path: Path) -> Iterator[Any]:
                         raise DataError(f"{path} line {number} is not JSON") from None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def packaged_pairs(name: str) -> Iterator[tuple[str, str]]:
+    """The lines `first TAB second` of a file that the package brings in `data/`."""
+    text = (resources.files("haechi") / "data" / name).read_text(encoding="utf-8")
+    for line in text.splitlines():
+        first, second = line.split("\t")
+        yield first, second
 
 
 def digest(path: Path) -> str:
