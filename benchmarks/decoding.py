@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from haechi import answers
-from haechi.guards import slm
+from haechi.guards import slm, writer
 from haechi.schema import Example
 from haechi.store import read_jsonl
 
@@ -38,14 +38,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=120, help="rows of each language")
     arguments = parser.parse_args()
     every = [Example(**row["example"]) for row in read_jsonl(arguments.rows / "valid.jsonl")]
-    guard = slm.load(arguments.model)
+    guard = slm.load(arguments.model, answers=slm.WRITTEN)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for language in ("en", "ko"):
         rows = [row for row in every if row.label == "unsafe" and row.response and row.lang == language]
         rows = random.Random(0).sample(rows, min(arguments.count, len(rows)))
         known = guard.taxonomy.contacts(answers.LOCALES[language])
         for penalty in PENALTIES:
-            slm.REPETITION_PENALTY = penalty
+            writer.REPETITION_PENALTY = penalty
             written = [answer.text or "" for answer in guard.answer([row.query for row in rows], force=True)]
             passed = sum(not answers.problems(text, language, known) for text in written) / len(rows)
             near = sum(nearness(text, row.response or "") for text, row in zip(written, rows, strict=True)) / len(rows)

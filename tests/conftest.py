@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +56,11 @@ def examples(copies: int = 5) -> list[Example]:
                     )
                 )
     return rows
+
+
+def cli(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The program as a shell runs it."""
+    return subprocess.run([sys.executable, "-m", "haechi.cli", *words], capture_output=True, text=True, **options)
 
 
 def write_curated(folder: Path, rows: list[Example]) -> Path:

@@ -75,6 +75,18 @@ def test_contrasts_never_straddle_the_split(data: Path) -> None:
     assert all(row["example"].get("response") for row in parts["train"])
 
 
+def test_rows_beyond_the_cap_can_be_held_out_and_take_nothing_from_training(data: Path) -> None:
+    alone, capped = run(data, Source(set="train.ko", cap=50))
+    manifest, parts = run(data, Source(set="train.ko", cap=50, held_out=0.4))
+    assert parts["train"] == capped["train"] and capped["valid"] == []
+    assert len(parts["valid"]) == 20 == manifest["sources"][0]["held_out"]
+    assert manifest["sources"][0]["over_cap"] == alone["sources"][0]["over_cap"] - 20
+    groups = {part: {row["example"]["group"] for row in rows} for part, rows in parts.items()}
+    assert not groups["train"] & groups["valid"]
+    with pytest.raises(ValueError, match="held_out is a share of the cap"):
+        Source(set="train.ko", held_out=0.4)
+
+
 def test_a_smaller_mix_is_part_of_the_larger_and_validated_on_the_same_rows(data: Path) -> None:
     sources = (Source(set="train.en", validation=0.1), Source(set="dangerousqa"))
     _, whole = run(data, *sources)

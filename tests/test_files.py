@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import cli
 from haechi import bulk
 from haechi.errors import DataError
 from haechi.guards.keyword import KeywordGuard
@@ -104,10 +105,6 @@ def test_a_part_file_of_other_work_is_not_taken_up(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     with Journal(path, "two") as journal:
         assert len(journal) == 0
-
-
-def cli(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "haechi.cli", *words], capture_output=True, text=True, **options)
 
 
 @pytest.fixture

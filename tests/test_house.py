@@ -24,6 +24,7 @@ LAYERS = [
         "taxonomy",
         "template",
         "answers",
+        "approved",
         "casing",
         "metrics",
         "modelfolder",

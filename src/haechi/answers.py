@@ -176,9 +176,9 @@ def _handing_over() -> set[str]:
     return {part.strip().lower() for texts in _DEFERRALS.values() for text in texts for part in sentences(text)}
 
 
-def help_line(taxonomy: Taxonomy, category: str | None, language: str, locale: str, text: str) -> str:
+def help_line(taxonomy: Taxonomy, category: str, language: str, locale: str, text: str) -> str:
     """The sentence to append: the category's first help line when lives are at risk and `text` names no contact."""
-    if category is None or not taxonomy[category].urgent or contacts(text):
+    if not taxonomy[category].urgent or contacts(text):
         return ""
     resource = taxonomy.help_line(category, locale)
     if resource is None:

@@ -52,6 +52,14 @@ Locale = Annotated[
     str | None,
     typer.Option(help="Whose help lines to show (US, KR); default by the query's language.", show_default=False),
 ]
+AnswersFile = Annotated[
+    str | None,
+    typer.Option(
+        "--answers",
+        help="A file of approved answers, or 'written': the model's own words. Default: the model's approved ones.",
+        show_default=False,
+    ),
+]
 TaxonomyFile = Annotated[
     Path | None,
     typer.Option("--taxonomy", help="Refuse a model that was not trained for this policy.", show_default=False),
@@ -92,9 +100,10 @@ def answer(
     locale: Locale = None,
     point: PointName = None,
     taxonomy: TaxonomyFile = None,
+    answers: AnswersFile = None,
 ) -> None:
-    """Judge queries and write the safeguard answer to the harmful ones; safe ones are left to your LLM."""
-    load = partial(_guard, model, None, threads, locale, taxonomy, point)
+    """Judge queries and give the safeguard answer to the harmful ones; safe ones are left to your LLM."""
+    load = partial(_guard, model, None, threads, locale, taxonomy, point, answers)
     _use(load, queries, input, output, as_json=as_json, answers=True, force=force)
 
 
@@ -241,6 +250,7 @@ def _guard(
     locale: str | None,
     policy: Path | None,
     point: str | None,
+    answers: str | None = None,
 ) -> Guard:
     from haechi.config import parse_yaml
     from haechi.guards import load_guard
@@ -258,6 +268,7 @@ def _guard(
         locale=locale,
         taxonomy=load_taxonomy(policy) if policy else None,
         point=point or DEFAULT_POINT,
+        answers=answers,
     )
 
 

@@ -45,6 +45,14 @@ class Source(Config):
     """Longer answers are cut after the last sentence that fits; an answer without one is left out."""
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Share of contrast groups held out for validation."""
+    held_out: float = Field(default=0.0, ge=0)
+    """So many rows beyond the cap, as a share of it, are held out too: they take nothing from training."""
+
+    @model_validator(mode="after")
+    def _holds_out_what_is_there(self) -> Self:
+        if self.held_out and self.cap is None:
+            raise ValueError("held_out is a share of the cap, and there is none")
+        return self
 
 
 class CurateConfig(Config):
@@ -85,11 +93,11 @@ def run(config: CurateConfig, report: Callable[[str], None] = print) -> dict[str
     parts: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
     counts: list[dict[str, Any]] = []
     for source in config.sources:
-        kept, count = _take(source, config, seen, index)
+        kept, beyond, count = _take(source, config, seen, index)
         counts.append({"set": source.set, **count})
-        for row in kept:
+        for number, row in enumerate([*kept, *beyond]):
             group = row.group or row.id
-            held = _fraction(f"{config.seed}:{group}") < source.validation
+            held = number >= len(kept) or _fraction(f"{config.seed}:{group}") < source.validation
             if not held and (source.set in config.without or _fraction(f"{config.seed}:share:{group}") >= config.share):
                 continue
             parts["valid" if held else "train"].append(
@@ -136,11 +144,15 @@ def _evaluation_rows(report: Callable[[str], None]) -> tuple[list[tuple[str, str
 
 def _take(
     source: Source, config: CurateConfig, seen: set[str], index: NearDuplicates
-) -> tuple[list[Example], dict[str, Any]]:
+) -> tuple[list[Example], list[Example], dict[str, Any]]:
+    """The rows taken, those held out from beyond the cap, and the counts by reason."""
     rows = load_set(source.set)
     count: Counter[str] = Counter(read=len(rows))
     contaminated: Counter[str] = Counter()
     kept: list[Example] = []
+    beyond: list[Example] = []
+    groups: set[str] = set()
+    most_beyond = round((source.cap or 0) * source.held_out)
     random.Random(f"{config.seed}:{source.set}").shuffle(rows)
     for row in rows:
         reason, example = _filtered(row, source, config)
@@ -150,14 +162,18 @@ def _take(
         if reason is None and (source_set := index.find(row.query)):
             reason = "near_eval"
             contaminated[source_set] += 1
-        if reason is None and source.cap and len(kept) >= source.cap:
+        over_cap = source.cap is not None and len(kept) >= source.cap
+        if reason is None and over_cap and (len(beyond) >= most_beyond or row.group in groups):
             reason = "over_cap"
         if reason:
             count[reason] += 1
         else:
             seen.add(key)
-            kept.append(example)
-    return kept, {**count, "kept": len(kept), "near_eval_by_set": dict(contaminated)}
+            (beyond if over_cap else kept).append(example)
+            if row.group and not over_cap:
+                groups.add(row.group)
+    found = {"kept": len(kept), "held_out": len(beyond), "near_eval_by_set": dict(contaminated)}
+    return kept, beyond, {**count, **found}
 
 
 def _filtered(row: Example, source: Source, config: CurateConfig) -> tuple[str | None, Example]:

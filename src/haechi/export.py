@@ -18,7 +18,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from haechi import spelling
+from haechi import approved, spelling
 from haechi.card import model_card
 from haechi.engines.torch import cache_argument
 from haechi.errors import ConfigError, ModelError
@@ -168,7 +168,7 @@ def run(model: Path, output: Path, precision: str, report: Callable[[str], None]
             write(network, plain)
             _finish(plain, output / name, precision)
             report(f"{name}: {(output / name).stat().st_size / 1e6:.1f} MB")
-    for file in ("tokenizer.json", spelling.FILE):
+    for file in ("tokenizer.json", spelling.FILE, approved.FILE):
         if (model / file).exists():
             shutil.copyfile(model / file, output / file)
     write_sheet(output, sealed(output, sheet))

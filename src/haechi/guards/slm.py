@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +10,25 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from haechi import answers
-from haechi.casing import restore
+from haechi.approved import FILE as APPROVED
+from haechi.approved import Approved, read_approved
 from haechi.config import Config
 from haechi.engines import Engine, load_engine
 from haechi.errors import ConfigError, ModelError, did_you_mean
 from haechi.guards import EMPTY, settings
+from haechi.guards.writer import Draft, Prefill, Writer
 from haechi.modelfolder import DEFAULT_POINT, Sheet, default_model, read_sheet, require_policy, require_seal
 from haechi.normalise import VERSION, Reader
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.spelling import read_words
 from haechi.store import fingerprint
 from haechi.taxonomy import Taxonomy
-from haechi.template import IGNORE, NOT_SUPERVISED, Bools, Branch, Floats, Ints, Row, Template, pack, visible
+from haechi.template import IGNORE, NOT_SUPERVISED, Branch, Row, Template, pack, visible
 
+WRITTEN = "written"
+"""The setting that lets the model write, where approved answers came with it."""
 _BATCH_TOKENS = 4096
 """Padded tokens of one forward pass: large enough to fill the cores, small enough to stay in cache."""
-
-
-REPETITION_PENALTY = 1.2
-"""Divides the logits of tokens already written (Keskar et al. 2019, arXiv 1909.05858, section 4.1); its size by
-`benchmarks/decoding.py`."""
-
-
-@dataclass
-class _Draft:
-    """An answer while it is written."""
-
-    language: str
-    """The query's, which the answer must begin in."""
-    ids: list[int] = field(default_factory=list)
-    begun: bool = False
-    """Whether a letter has been written."""
-    finished: bool = False
-
-
-@dataclass
-class _Prefill:
-    """A batch after its one pass over the queries."""
-
-    labels: Floats
-    """[rows, 2] logits over (safe, unsafe)."""
-    categories: Floats
-    """[rows, categories] logits."""
-    segments: Ints
-    """[rows, columns] of `haechi.template.pack`."""
-    lengths: Ints
-    """[rows] query tokens: where a branch's positions begin."""
-    cache: Any
-    """The engine's keys and values."""
 
 
 class SLM:
@@ -73,8 +42,10 @@ class SLM:
         locale: str | None = None,
         point: str = DEFAULT_POINT,
         read: Callable[[str], str] | None = None,
+        approved: Approved | None = None,
     ) -> None:
-        """`read` is what the model is shown of a query; None: the query as typed."""
+        """`read` is what the model is shown of a query; None: the query as typed. `approved` are the only answers it
+        gives; None: it writes its own."""
         if point not in sheet.points:
             raise ConfigError(
                 f"model {sheet.name!r} has no operating point {point!r}{did_you_mean(point, sheet.points)}"
@@ -90,10 +61,18 @@ class SLM:
         self._engine, self._locale = engine, locale
         if locale is not None and locale not in self.taxonomy.resources:
             raise ConfigError(f"unknown locale {locale!r}{did_you_mean(locale, self.taxonomy.resources)}")
-        self.identity = fingerprint("slm", sheet.model_dump(mode="json"), locale, point, VERSION if read else None)
+        self._approved = approved
+        self._writer = Writer(engine, self.template, sheet.casing)
+        self.identity = fingerprint(
+            "slm",
+            sheet.model_dump(mode="json"),
+            locale,
+            point,
+            VERSION if read else None,
+            approved.identity if approved else None,
+        )
         self._candidates = np.array([*self.template.labels, *self.template.categories], np.int64)
         self._prompt = self._branch(self.template.verdict_prompt())
-        self._masks: dict[str, Bools] = {}
 
     # Verdicts
 
@@ -112,15 +91,15 @@ class SLM:
     def _windows(self, query: str) -> list[list[int]]:
         return self.template.windows(query) if query.strip() else []
 
-    def _prefill(self, queries: Sequence[Sequence[int]]) -> _Prefill:
+    def _prefill(self, queries: Sequence[Sequence[int]]) -> Prefill:
         batch = pack([Row(list(ids), (self._prompt,)) for ids in queries])
         keep = batch.split + len(self._prompt.ids) + np.array([-2, -1])
         mask = visible(batch.segments, self.sheet.template.attention)
         step = self._engine.forward(batch.ids, batch.positions, mask, keep, candidates=self._candidates)
         lengths = np.array([len(ids) for ids in queries], np.int64)
-        return _Prefill(step.logits[:, 0, :2], step.logits[:, 1, 2:], batch.segments, lengths, step.cache)
+        return Prefill(step.logits[:, 0, :2], step.logits[:, 1, 2:], batch.segments, lengths, step.cache)
 
-    def _verdict(self, prefill: _Prefill, row: int) -> Verdict:
+    def _verdict(self, prefill: Prefill, row: int) -> Verdict:
         return self.template.verdict(
             prefill.labels[row],
             prefill.categories[row],
@@ -143,26 +122,23 @@ class SLM:
         texts = [self._read(item.query) for item in Conversation.each(conversations)]
         queries = [self._worst_window(text) for text in texts]
         rows = [index for index, query in enumerate(queries) if query is not None]
-        for batch in _batches([len(queries[index] or ()) + self.sheet.template.answer for index in rows]):
+        longest = 0 if self._approved else self.sheet.template.answer
+        for batch in _batches([len(queries[index] or ()) + longest for index in rows]):
             owners = [rows[index] for index in batch]
             prefill = self._prefill([queries[owner] or [] for owner in owners])
             verdicts = [self._verdict(prefill, row) for row in range(len(owners))]
             harmful = [force or bool(verdict.unsafe) for verdict in verdicts]
             drafts = [
-                _Draft(answers.language_of(texts[owner]), finished=not (harm or always))
+                Draft(answers.language_of(texts[owner]), finished=not (harm or always))
                 for owner, harm in zip(owners, harmful, strict=True)
             ]
-            # What is judged harmful is asked for with <|harm|>: verdict and answer never disagree.
-            for _ in self._decode(prefill, drafts, harmful) if always or any(harmful) else ():
-                pass
+            if self._approved is None and (always or any(harmful)):
+                # What is judged harmful is asked for with <|harm|>: verdict and answer never disagree.
+                for _ in self._writer.write(prefill, drafts, harmful):
+                    pass
             for owner, verdict, harm, draft in zip(owners, verdicts, harmful, drafts, strict=True):
-                if verdict.error or not (harm or always):
-                    results[owner] = Answer(verdict=verdict)
-                    continue
-                pieces = self._checked(draft, verdict, harmful=harm)
-                results[owner] = Answer(
-                    verdict=verdict, text=" ".join(pieces), language=draft.language, finished=draft.finished
-                )
+                shown = (harm or always) and not verdict.error
+                results[owner] = self._reply(draft, verdict, harm) if shown else Answer(verdict=verdict)
         return [result or Answer(verdict=EMPTY) for result in results]
 
     def stream(self, conversation: Conversation | str, force: bool = False) -> Iterator[str]:
@@ -178,12 +154,15 @@ class SLM:
         verdict = self._verdict(prefill, 0)
         if verdict.error or not (force or verdict.unsafe):
             return
-        draft = _Draft(answers.language_of(text))
+        draft = Draft(answers.language_of(text))
+        if self._approved is not None:
+            yield from self._said(self._approved, draft.language, verdict)[0]
+            return
         known = self.taxonomy.contacts(self._locale_for(draft.language))
         shown, sent = 0, []
-        for _ in self._decode(prefill, [draft], [True]):
+        for _ in self._writer.write(prefill, [draft], [True]):
             # The last sentence may still grow; all before it are whole.
-            whole = [part.strip() for part in answers.sentences(self._text(draft))][:-1]
+            whole = [part.strip() for part in self._writer.sentences(draft)][:-1]
             for sentence in whole[shown:]:
                 shown += 1
                 if answers.allowed(sentence, known) and not answers.hands_over(sentence):
@@ -202,92 +181,45 @@ class SLM:
             harm |= {index: _harm(self._verdict(prefill, row)) for row, index in enumerate(batch)}
         return windows[max(harm, key=harm.__getitem__)]
 
-    def _decode(self, prefill: _Prefill, drafts: Sequence[_Draft], force: Sequence[bool]) -> Iterator[None]:
-        """Write the drafts in step, each the likeliest token that `_weigh` leaves; yields after each token."""
-        heads = [self.template.answer_prompt(force=one) for one in force]
-        rows, width = len(drafts), max(map(len, heads))
-        segments, cache = prefill.segments, prefill.cache
-        # The verdict's columns stay in the cache; as a sibling branch the answer does not see them.
-        branch = int(segments.max()) + 1
-        ids, own = np.full((rows, width), self.template.eos, np.int64), np.zeros((rows, width), np.int64)
-        for row, head in enumerate(heads):
-            # Shorter heads are padded in front, so that all end in the same column.
-            ids[row, width - len(head) :], own[row, width - len(head) :] = head, branch
-        positions = prefill.lengths[:, None] + np.maximum(0, np.cumsum(own > 0, axis=1) - 1)
-        banned = self.template.forbidden()
-        for _ in range(self.sheet.template.answer):
-            new = ids.shape[1]
-            segments = np.concatenate([segments, own], axis=1)
-            mask = visible(segments, self.sheet.template.attention, new=new)
-            step = self._engine.forward(ids, positions, mask, np.array([new - 1]), cache=cache)
-            cache = step.cache
-            logits = step.logits[:, 0]
-            logits[:, banned] = -np.inf
-            for row, draft in enumerate(drafts):
-                if draft.finished:
-                    continue
-                self._weigh(logits[row], draft)
-                token = int(logits[row].argmax())
-                if token == self.template.eos:
-                    draft.finished = True
-                else:
-                    draft.ids.append(token)
-                    draft.begun = draft.begun or self._scripts[token] is not None
-            yield
-            if all(draft.finished for draft in drafts):
-                return
-            last = [draft.ids[-1] if draft.ids else self.template.eos for draft in drafts]
-            ids, own = np.array(last, np.int64)[:, None], np.full((rows, 1), branch, np.int64)
-            positions = positions[:, -1:] + 1
+    def _reply(self, draft: Draft, verdict: Verdict, harmful: bool) -> Answer:
+        """What to show for a query: a finished draft, or what has been approved."""
+        if self._approved is None:
+            text = " ".join(self._checked(draft, verdict, harmful=harmful))
+            return Answer(verdict=verdict, text=text, language=draft.language, finished=draft.finished)
+        if not harmful:
+            text = answers.deferrals(draft.language)[0]
+            return Answer(verdict=verdict, text=text, language=draft.language, finished=True)
+        parts, language = self._said(self._approved, draft.language, verdict)
+        return Answer(verdict=verdict, text=" ".join(parts), language=language, finished=True)
 
-    def _weigh(self, logits: Floats, draft: _Draft) -> None:
-        """Change one row's logits [vocabulary] in place: what was written comes again less easily, no four tokens in a
-        row twice, and the first letters are of the query's script."""
-        written = list(set(draft.ids))
-        again = logits[written]
-        logits[written] = np.where(again > 0, again / REPETITION_PENALTY, again * REPETITION_PENALTY)
-        logits[_would_repeat(draft.ids)] = -np.inf
-        if not draft.begun:
-            logits[: len(self._scripts)][self._foreign(draft.language)] = -np.inf
+    def _said(self, approved: Approved, language: str, verdict: Verdict) -> tuple[list[str], str]:
+        """The sentences of the approved answer that suit the locale, the help line, and their language."""
+        text, language = approved.text(_likeliest(verdict), language)
+        known = self.taxonomy.contacts(self._locale_for(language))
+        parts = [part.strip() for part in answers.sentences(text) if answers.allowed(part, known)]
+        return self._with_help(parts or [answers.refusal(language)], language, verdict), language
 
-    @cached_property
-    def _scripts(self) -> list[str | None]:
-        """Per id the language its letters are written in, None for an id without letters."""
-        return [
-            ("en" if text.isascii() else answers.language_of(text)) if any(map(str.isalpha, text)) else None
-            for text in self.template.decode_each()
-        ]
-
-    def _foreign(self, language: str) -> Bools:
-        if language not in self._masks:
-            self._masks[language] = np.array([script not in (None, language) for script in self._scripts])
-        return self._masks[language]
-
-    def _text(self, draft: _Draft) -> str:
-        text, words = self.template.decode(draft.ids), self.sheet.casing
-        return text if words is None else restore(text, words)
-
-    def _checked(self, draft: _Draft, verdict: Verdict, *, harmful: bool = True) -> list[str]:
-        """The sentences that may be shown; for a harmful query one of them declines, and the help line that lives may
-        depend on follows."""
-        language, locale = draft.language, self._locale_for(draft.language)
-        known = self.taxonomy.contacts(locale)
-        parts = list(answers.sentences(self._text(draft)))
-        if not draft.finished and len(parts) > 1 and not answers.ends(parts[-1]):
-            # Cut at the length limit: the sentences that are whole are better than half a one more.
-            parts.pop()
+    def _checked(self, draft: Draft, verdict: Verdict, *, harmful: bool = True) -> list[str]:
+        """The sentences of a draft that may be shown; for a harmful query one of them declines, and the help line that
+        lives may depend on follows."""
+        language = draft.language
+        known = self.taxonomy.contacts(self._locale_for(language))
         shown = [
             part.strip()
-            for part in parts
+            for part in self._writer.sentences(draft)
             if answers.allowed(part, known) and not (harmful and answers.hands_over(part))
         ]
         if not harmful:
             return shown or [answers.deferrals(language)[0]]
         if not shown or not answers.declines(" ".join(shown)):
             shown.append(answers.refusal(language))
-        category = verdict.category or max(verdict.categories, key=verdict.categories.__getitem__, default=None)
-        line = answers.help_line(self.taxonomy, category, language, locale, " ".join(shown))
-        return [*shown, line] if line else shown
+        return self._with_help(shown, language, verdict)
+
+    def _with_help(self, parts: list[str], language: str, verdict: Verdict) -> list[str]:
+        line = answers.help_line(
+            self.taxonomy, _likeliest(verdict), language, self._locale_for(language), " ".join(parts)
+        )
+        return [*parts, line] if line else parts
 
     def _locale_for(self, language: str) -> str:
         return self._locale or answers.LOCALES.get(language, "US")
@@ -306,6 +238,7 @@ def load(
     taxonomy: Taxonomy | None = None,
     point: str = DEFAULT_POINT,
     normalise: bool = True,
+    answers: Path | str | None = None,
 ) -> SLM:
     """A guard from a model folder, default the model that comes with the package.
 
@@ -313,8 +246,10 @@ def load(
     help lines an answer may show (`US`, `KR`; default by the query's language), `taxonomy` a policy the model must have
     been trained for, `point` one of the model's operating points (`strict` calls more queries unsafe, `permissive`
     fewer). Queries are read in plain letters (`haechi.normalise`) and, where the model knows enough words, with slips
-    and lost spaces put right (`haechi.spelling`); `normalise` False: as typed. Raises ModelError in one line for a
-    folder that cannot be used, ConfigError for an unknown point or locale.
+    and lost spaces put right (`haechi.spelling`); `normalise` False: as typed. `answers` is a file of approved answers
+    (`haechi.approved`), the only ones given, or `written`: the model's own words; default: the folder's approved ones
+    if it has any. Raises ModelError in one line for a folder that cannot be used, ConfigError for an unknown point or
+    locale and for a file of answers that does not fit the policy.
     """
     path = Path(folder) if folder is not None else default_model()
     sheet = read_sheet(path)
@@ -330,7 +265,13 @@ def load(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     reader = Reader(read_words(path)) if normalise else None
-    return SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale, point, reader)
+    own = path / APPROVED
+    chosen = (own if own.is_file() else WRITTEN) if answers is None else answers
+    approved = None if str(chosen) == WRITTEN else read_approved(Path(chosen), sheet.policy())
+    guard = SLM(load_engine(path, engine, threads=threads), tokenizer, sheet, locale, point, reader, approved)
+    if approved is None and own.is_file():
+        guard.name += f" {WRITTEN}"
+    return guard
 
 
 class Settings(Config):
@@ -344,12 +285,20 @@ class Settings(Config):
     """Whose help lines an answer may show."""
     normalise: bool = True
     """Whether the query is read in plain letters and words."""
+    answers: Path | None = None
+    """A file of approved answers, or `written`."""
 
 
 def named(spec: str | Mapping[str, Any] | None, point: str | None = None) -> SLM:
     """`slm`, `slm:FOLDER`, `slm@POINT:FOLDER` or `{slm: {...}}`."""
     chosen = settings(Settings, spec, "slm")
-    return load(chosen.model, locale=chosen.locale, point=point or chosen.point, normalise=chosen.normalise)
+    return load(
+        chosen.model,
+        locale=chosen.locale,
+        point=point or chosen.point,
+        normalise=chosen.normalise,
+        answers=chosen.answers,
+    )
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -364,15 +313,11 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
+def _likeliest(verdict: Verdict) -> str:
+    """The category of a query whether or not it was judged unsafe."""
+    return verdict.category or max(verdict.categories, key=verdict.categories.__getitem__)
+
+
 def _harm(verdict: Verdict) -> tuple[bool, float]:
     """Windows that could not be judged count above all: a text half judged is not safe."""
     return verdict.error is not None, verdict.score or 0.0
-
-
-def _would_repeat(ids: Sequence[int], size: int = 4) -> list[int]:
-    """Tokens that would come three times in a row, or make the last `size` ids a run that was already written."""
-    tail = tuple(ids[len(ids) - size + 1 :])
-    again = [
-        ids[start + size - 1] for start in range(len(ids) - size + 1) if tuple(ids[start : start + size - 1]) == tail
-    ]
-    return again + ([ids[-1]] if len(ids) > 1 and ids[-1] == ids[-2] else [])
