@@ -93,6 +93,11 @@ def test_people_are_read_back_and_their_agreement_told(exported: Path, source: P
         run(ReviewConfig(**base, sheets=(tmp_path / "bad.csv",)), quiet)
     with pytest.raises(ConfigError, match="holds another comparison"):
         run(ReviewConfig(**base, rows=3), quiet)
+    source.write_text(
+        source.read_text(encoding="utf-8").replace(REFUSAL["en"], "I would rather not."), encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match="holds another comparison"):
+        run(ReviewConfig(**base), quiet)
 
 
 def test_fleiss_kappa_is_that_of_his_paper() -> None:

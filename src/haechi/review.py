@@ -167,13 +167,19 @@ def _pairs(config: ReviewConfig, report: Callable[[str], None]) -> list[dict[str
     """The drawn rows with both answers, from the folder when it holds them already."""
     every = load_set(config.set)
     sides = {side: _Side(getattr(config, side)) for side in SIDES}
-    key = fingerprint(set_hash(every), config.rows, config.seed, [side.identity for side in sides.values()])
+    needs_reference = "reference" in (config.first, config.second)
+    key = fingerprint(
+        set_hash(every),
+        [row.response for row in every] if needs_reference else None,
+        config.rows,
+        config.seed,
+        [side.identity for side in sides.values()],
+    )
     path, stamp = config.output / "answers.jsonl", config.output / "answers.key"
     if path.exists():
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != key:
             raise ConfigError(f"{config.output} holds another comparison, perhaps judged already: name another folder")
         return list(read_jsonl(path))
-    needs_reference = "reference" in (config.first, config.second)
     harmful = [row for row in every if row.label == "unsafe" and (row.response or not needs_reference)]
     if not harmful:
         with_reference = " with a reference answer" if needs_reference else ""
