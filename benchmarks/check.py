@@ -155,8 +155,10 @@ def main() -> None:
     guard.check(corpus)
     seconds = time.perf_counter() - started
     operations = 2 * product_weights(folder / "model.onnx") * sum(len(guard.template.encode(query)) for query in corpus)
+    writer = load(folder, threads=arguments.threads, answers="written")
+    writer.answer([QUERY], force=True)
     started = time.perf_counter()
-    answers = guard.answer([QUERY] * 8, force=True)
+    answers = writer.answer([QUERY] * 8, force=True)
     written = time.perf_counter() - started
     rival = deberta_p50(arguments.threads, tokens + 2)
     result = {

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+import haechi
 from conftest import cli
-from haechi import answers, export
+from haechi import answers, approved, export
 from haechi.approved import FILE, read_approved
 from haechi.errors import ConfigError
 from haechi.guards import load_guard
@@ -31,6 +32,12 @@ def stored(path: Path, tree: Any) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def modest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model is seldom as sure of a category as the embedded one."""
+    monkeypatch.setattr(approved, "SURE", 0.2)
+
+
 def test_nothing_but_approved_words_is_said(exported: Path, tmp_path: Path) -> None:
     guard = load(exported, answers=stored(tmp_path / "own.yaml", texts()))
     theft, secret, tea = guard.answer(["how do I steal a car 1", "옆집 비밀번호 알려줘 1", "how do I wash a car 1"])
@@ -44,19 +51,22 @@ def test_nothing_but_approved_words_is_said(exported: Path, tmp_path: Path) -> N
     handed = guard.answer(["how do I wash a car 1"], always=True)[0].text
     assert handed in answers.deferrals("en")
     foreign = guard.answer(["как украсть машину"], force=True)[0]
-    assert foreign.language == "en" and foreign.text in {ENGLISH.format(code) for code in CODES}
+    assert foreign.language == "en" and foreign.text == answers.refusal("en")
 
 
-def test_lives_at_risk_get_the_locales_help_line_and_no_other_locales(exported: Path, tmp_path: Path) -> None:
-    urgent = {code: {"en": "I won't. Call 112 now.", "ko": "돕지 않아요."} for code in CODES}
-    guard = load(exported, answers=stored(tmp_path / "own.yaml", urgent))
-    (answer,) = guard.answer(["how do I steal a car 1"])
-    assert answer.text == "I won't."
-    category = {"crime_advice": 0.0, "self_harm_suicide": 1.0}
-    parts, _ = guard._said(
-        guard._approved, "ko", answer.verdict.model_copy(update={"category": None, "categories": category})
-    )  # type: ignore[arg-type]
-    assert parts == ["돕지 않아요.", "자살예방 상담전화: 109."]
+def test_the_category_decides_only_where_it_is_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approved, "SURE", 0.9)
+    general = {"en": "I won't help.", "ko": "돕지 않아요."}
+    own = read_approved(stored(tmp_path / "own.yaml", texts(general=general)), load_taxonomy())
+    sure, unsure = ({"crime_advice": share, "self_harm_suicide": 1 - share} for share in (0.95, 0.7))
+    assert own.text(sure, "ko") == (KOREAN.format("crime_advice"), "ko")
+    assert own.text(unsure, "ko") == ("돕지 않아요.", "ko")
+    assert own.text(sure, "ru") == ("I won't help.", "en")
+
+
+def test_lives_at_risk_get_the_help_line(tmp_path: Path) -> None:
+    (answer,) = haechi.load(answers=str(stored(tmp_path / "own.yaml", texts()))).answer(["I want to kill myself"])
+    assert answer.text == f"{ENGLISH.format('self_harm_suicide')} 988 Suicide & Crisis Lifeline."
 
 
 def test_a_model_says_the_answers_in_its_folder_unless_told_otherwise(trained: Path, tmp_path: Path) -> None:
@@ -79,7 +89,15 @@ def test_a_model_says_the_answers_in_its_folder_unless_told_otherwise(trained: P
             "unknown category 'crime_advise'; did you mean 'crime_adv",
         ),
         (texts(crime_advice={"en": "I won't help."}), "lacks an answer for category 'crime_advice' in language 'ko'"),
-        (texts(crime_advice={"en": "I won't help.", "ko": " "}), "crime_advice: there must be a text per language"),
+        (texts(crime_advice={"en": "I won't help.", "ko": " . "}), "crime_advice: ko: there must be a plain text"),
+        (
+            texts(crime_advice={"en": "I won't \ud800.", "ko": "안 돼요."}),
+            "crime_advice: en: there must be a plain text",
+        ),
+        (
+            texts(crime_advice={"en": "No way.", "ko": "안 돼요.", False: "Nei."}),
+            "no query is taken for one in language False",
+        ),
         (texts(crime_advice="I won't help."), "crime_advice: there must be a text per language"),
         (
             texts(crime_advice={"en": "I won't. Call 1-900-555-0199 now.", "ko": "안 돼요."}),
@@ -100,11 +118,13 @@ def test_a_file_that_does_not_fit_is_told_in_one_line(tmp_path: Path, tree: Any,
 
 def test_the_embedded_models_answers_pass_every_check() -> None:
     policy = load_taxonomy()
-    approved = read_approved(default_model() / FILE, policy)
+    own = read_approved(default_model() / FILE, policy)
     for code in CODES:
         for language, locale in answers.LOCALES.items():
-            text, said_in = approved.text(code, language)
+            text, said_in = own.text({code: 1.0}, language)
             line = answers.help_line(policy, code, language, locale, text)
             urgent = policy[code].urgent
             assert said_in == language and bool(line) == urgent
             assert answers.problems(f"{text} {line}".strip(), language, policy.contacts(locale), urgent=urgent) == []
+            general, _ = own.text({code: 0.1}, language)
+            assert general != text and answers.problems(general, language, {}) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,23 @@ def test_a_stream_is_the_answer_sentence_by_sentence(guard: SLM) -> None:
     whole = guard.answer(["how do I steal a car 1"])[0].text
     assert " ".join(guard.stream("how do I steal a car 1")) == whole
     assert list(guard.stream("how do I wash a car 1")) == [] == list(guard.stream(" "))
+
+
+def test_a_written_sentence_is_sent_when_the_next_begins(guard: SLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["I", "cannot", "help.", "That", "is", "theft."]
+    written: list[int] = []
+
+    def write(_: Any, drafts: list[Draft], __: Any) -> Iterator[None]:
+        for number in range(len(words)):
+            drafts[0].ids.append(number)
+            written.append(number)
+            yield
+
+    monkeypatch.setattr(guard._writer, "write", write)
+    monkeypatch.setattr(guard.template, "decode", lambda ids: " ".join(words[id] for id in ids))
+    stream = guard.stream("how do I steal a car 1")
+    assert next(stream) == "I cannot help." and len(written) == 4
+    assert list(stream) == ["That is theft."]
 
 
 @pytest.mark.parametrize("query", ["", " \t\n", "\u3000 \n"])

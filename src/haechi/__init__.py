@@ -1,4 +1,4 @@
-"""A small language model that judges a query and writes the safeguard answer, in front of your LLM.
+"""A small language model that judges a query and gives the safeguard answer, in front of your LLM.
 
 >>> import haechi
 >>> haechi.check("how do I hotwire my neighbour's car without anyone noticing").unsafe
@@ -32,11 +32,14 @@ def load(
     locale: str | None = None,
     point: str = "balanced",
     normalise: bool = True,
+    answers: str | None = None,
 ) -> SLM:
     """The guard in a model folder, default the embedded `haechi-mini`; see `haechi.guards.slm.load`."""
     from haechi.guards.slm import load
 
-    return load(folder, engine=engine, threads=threads, locale=locale, point=point, normalise=normalise)
+    return load(
+        folder, engine=engine, threads=threads, locale=locale, point=point, normalise=normalise, answers=answers
+    )
 
 
 def check(query: str | Conversation) -> Verdict:

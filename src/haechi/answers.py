@@ -26,6 +26,8 @@ _SCRIPTS = {
     "hi": r"[ऀ-ॿ]",
     "th": r"[฀-๿]",
 }
+LANGUAGES = ("en", *_SCRIPTS)
+"""What `language_of` tells apart."""
 DOMAINS = "com|org|net|gov|edu|kr|io|info|biz|xyz|app|dev|ru|cn|gg|ly"
 """Top-level domains that are no words: after a full stop they make a link even without a slash."""
 _LINK = re.compile(

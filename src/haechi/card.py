@@ -31,7 +31,7 @@ def model_card(sheet: Sheet) -> str:
     lines = [
         f"# {sheet.name}",
         "",
-        f"A Haechi guard: judges a query and writes the safeguard answer. Made from `{sheet.base}`, {sheet.precision}.",
+        f"A Haechi guard: judges a query and gives the safeguard answer. Made from `{sheet.base}`, {sheet.precision}.",
         "",
         f"- policy: {policy.name}, version `{sheet.taxonomy_version}`, languages {', '.join(policy.languages)}",
         f"- attention: {sheet.template.attention}; window {sheet.template.window} tokens, "

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
-    help="A small language model that judges a query and writes the safeguard answer, in front of your LLM.",
+    help="A small language model that judges a query and gives the safeguard answer, in front of your LLM.",
 )
 
 Queries = Annotated[list[str] | None, typer.Argument(help="Queries to judge.", show_default=False)]
@@ -56,7 +56,7 @@ AnswersFile = Annotated[
     str | None,
     typer.Option(
         "--answers",
-        help="A file of approved answers, or 'written': the model's own words. Default: the model's approved ones.",
+        help="A file of approved answers, or 'written': the model's own words. Default: its approved ones, if any.",
         show_default=False,
     ),
 ]
@@ -64,7 +64,7 @@ TaxonomyFile = Annotated[
     Path | None,
     typer.Option("--taxonomy", help="Refuse a model that was not trained for this policy.", show_default=False),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Write a safeguard answer whatever the verdict (<|harm|>).")]
+Force = Annotated[bool, typer.Option("--force", help="Give a safeguard answer whatever the verdict.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.", show_default=False)

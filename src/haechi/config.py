@@ -32,6 +32,8 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path} is a folder; name a YAML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
+    except ValueError:
+        raise ConfigError(f"{str(path)!r} is no file name") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
@@ -42,6 +44,8 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply") from None
 
 
 def load_config(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:

@@ -45,8 +45,8 @@ class Source(Config):
     """Longer answers are cut after the last sentence that fits; an answer without one is left out."""
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Share of contrast groups held out for validation."""
-    held_out: float = Field(default=0.0, ge=0)
-    """So many rows beyond the cap, as a share of it, are held out too: they take nothing from training."""
+    held_out: float = Field(default=0.0, ge=0, le=1)
+    """So many rows beyond the cap, as a share of it, are held out too: rows this mix would not have trained on."""
 
     @model_validator(mode="after")
     def _holds_out_what_is_there(self) -> Self:

@@ -107,7 +107,7 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             raise ConfigError(f"threshold: fpr cuts where safe rows are called unsafe, and {name!r} has none")
     guards = [load_guard(spec) for spec in config.guards]
     if len({guard.name for guard in guards}) < len(guards):
-        raise ConfigError("two guards have the same name; give them different models or thresholds")
+        raise ConfigError("two guards have the same name; give them different models, answers or thresholds")
     result: dict[str, Any] = {
         "haechi": haechi.__version__,
         "harness": HARNESS,

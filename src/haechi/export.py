@@ -171,6 +171,8 @@ def run(model: Path, output: Path, precision: str, report: Callable[[str], None]
     for file in ("tokenizer.json", spelling.FILE, approved.FILE):
         if (model / file).exists():
             shutil.copyfile(model / file, output / file)
+    if (output / approved.FILE).exists():
+        approved.read_approved(output / approved.FILE, sheet.policy())
     write_sheet(output, sealed(output, sheet))
     write_text(output / "README.md", model_card(sheet))
     return output

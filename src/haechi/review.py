@@ -170,7 +170,7 @@ def _pairs(config: ReviewConfig, report: Callable[[str], None]) -> list[dict[str
     needs_reference = "reference" in (config.first, config.second)
     key = fingerprint(
         set_hash(every),
-        [row.response for row in every] if needs_reference else None,
+        *([[row.response for row in every]] if needs_reference else []),
         config.rows,
         config.seed,
         [side.identity for side in sides.values()],

@@ -48,7 +48,8 @@ class Category(Config):
     examples: dict[str, tuple[str, ...]]
     """Harmful queries per language."""
     urgent: bool = False
-    """Lives are at risk: an answer that names no help line gets the first resource of its locale appended."""
+    """Lives are at risk: where this category is at all likely, an answer that names no contact gets the first resource
+    of its locale appended."""
     resources: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Per locale, ids of `Taxonomy.resources`, most relevant first."""
 

@@ -103,11 +103,14 @@ class Writer:
         if not draft.begun:
             logits[: len(self._scripts)][self._foreign(draft.language)] = -np.inf
 
-    def sentences(self, draft: Draft) -> list[str]:
-        """What has been written, with capitals and spaces as they should be; of an answer cut at the length limit the
-        sentences that are whole, if there are any."""
+    def parts(self, draft: Draft) -> list[str]:
+        """The sentences written so far, with capitals and spaces as they should be."""
         text = self._template.decode(draft.ids)
-        parts = list(answers.sentences(text if self._casing is None else restore(text, self._casing)))
+        return list(answers.sentences(text if self._casing is None else restore(text, self._casing)))
+
+    def sentences(self, draft: Draft) -> list[str]:
+        """Those of a draft that is done: of one cut at the length limit the whole ones, if there are any."""
+        parts = self.parts(draft)
         if not draft.finished and len(parts) > 1 and not answers.ends(parts[-1]):
             parts.pop()
         return parts
