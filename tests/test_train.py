@@ -55,7 +55,9 @@ def test_a_killed_run_ends_with_the_same_bits(bert_base: Path, curated: Path, tm
         Stage(
             name="first", rows=curated, epochs=8, batch_tokens=256, forward_tokens=128, lr=3e-3, vocabulary_sample=300
         ),
-        Stage(name="second", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, validate_every=7, average=0.9),
+        Stage(
+            name="second", rows=curated, epochs=8, batch_tokens=128, lr=3e-3, validate_every=7, average=0.9, keep=0.3
+        ),
     )
     whole, cut = (
         tiny_config(bert_base, tmp_path / name, curated, stages=stages, checkpoint_every=2, dropout=0.1)
@@ -293,6 +295,19 @@ def test_early_stopping_keeps_the_best_weights(bert_base: Path, curated: Path, t
     losses = [entry["loss"] for entry in history]
     best = losses.index(min(losses))
     assert len(losses) - best <= 4 and history[-1]["step"] < 200
+
+
+def test_a_stage_keeps_a_share_of_what_it_began_with(trained: Path, curated: Path, tmp_path: Path) -> None:
+    def weights(keep: float) -> dict[str, torch.Tensor]:
+        stage = Stage(name="safety", rows=curated, batch_tokens=256, lr=3e-3, keep=keep)
+        folder = train.run(tiny_config(trained, tmp_path / str(keep), curated, stages=(stage,)), quiet)
+        return load_file(folder / "model.safetensors")
+
+    before, after, kept = load_file(trained / "model.safetensors"), weights(0), weights(0.25)
+    assert before.keys() == after.keys() == kept.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name in before:
+        torch.testing.assert_close(kept[name], 0.25 * before[name] + 0.75 * after[name])
 
 
 def test_force_share_and_repeats_are_counted_per_row(bert_base: Path, curated: Path, tmp_path: Path) -> None:

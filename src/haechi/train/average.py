@@ -1,8 +1,8 @@
-"""A moving average of weights over a stage's steps."""
+"""Averages of weights: over a stage's steps, and of what a stage began with and what it made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,3 +57,14 @@ class Average:
         self._updates = state["updates"]
         for average, saved in zip(self._weights, state["weights"], strict=True):
             average.copy_(saved)
+
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def mixed(before: Weights, after: Weights, keep: float) -> dict[str, torch.Tensor]:
+    """The weights `keep` of the way back from `after` to `before` (WiSE-FT, arXiv 2109.01903); counters as `after`."""
+    return {
+        name: torch.lerp(weight, before[name].to(weight), keep) if weight.is_floating_point() else weight
+        for name, weight in after.items()
+    }

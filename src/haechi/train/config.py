@@ -139,6 +139,9 @@ class Stage(Config):
     """Share of a verdict's target that the other label gets (label smoothing, between the two labels only)."""
     average: float = Field(default=0.0, ge=0, lt=1)
     """Decay of a moving average of the weights, which the stage validates and ends with; 0: the last weights."""
+    keep: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the weights it began with in those it ends with, so that it forgets less of what its rows do not show:
+    WiSE-FT (arXiv 2109.01903). The stage validates without; the operating points are fitted with it."""
     vocabulary_sample: int = Field(default=0, ge=0)
     """When above 0, the training softmax runs over this many ids: the batch's targets, frequent ones, random others."""
     validate_every: int = Field(default=0, ge=0)

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from haechi.errors import ConfigError
 from haechi.store import read_json, write_json
 from haechi.template import CATEGORY, NOT_SUPERVISED, TEXT, VERDICT, Batch, Row, pack, visible
-from haechi.train.average import Average
+from haechi.train.average import Average, mixed
 from haechi.train.config import Stage, TrainConfig
 from haechi.train.data import Source
 from haechi.train.model import Base, NarrowHead
@@ -84,6 +84,8 @@ class Loop:
 
     def run(self, index: int, stage: Stage, train: Source, valid: Source | None) -> dict[str, Any]:
         """Train one stage, or what is left of it. Returns what it measured."""
+        # A killed run is here with the same weights: those of the base or of the last finished stage.
+        before = self._weights() if stage.keep else {}
         optimizer = torch.optim.AdamW(_groups(self.base.model, stage.weight_decay), lr=stage.lr, fused=True)
         # accelerate would prepare the same module again for each stage; start every stage from the bare model.
         self.model, prepared = self.accelerator.prepare(self.base.model, optimizer)
@@ -105,7 +107,7 @@ class Loop:
         if valid and (not state["history"] or state["history"][-1]["step"] < state["step"]):
             self._validate(stage, valid, state)
         self._head.free()
-        return self._finish(index, stage, state)
+        return self._finish(stage, state, before)
 
     def end(self) -> None:
         """Close the log and drop the checkpoint of a finished run."""
@@ -289,7 +291,7 @@ class Loop:
         self._progress.update(stage=index, state=state)
         self._write(lambda folder: self.accelerator.save_state(str(folder), safe_serialization=False))
 
-    def _finish(self, index: int, stage: Stage, state: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, stage: Stage, state: dict[str, Any], before: dict[str, torch.Tensor]) -> dict[str, Any]:
         measured = {"steps": state["step"], "validation": state["history"]}
         self._progress.update(stage=-1, state=None)
         self._progress["done"][stage.name] = measured
@@ -297,6 +299,8 @@ class Loop:
             weights = self.accelerator.get_state_dict(self.model)
             if stage.patience and state["history"]:
                 weights = torch.load(self._best(stage), map_location="cpu", weights_only=True)
+            if stage.keep:
+                weights = mixed(before, weights, stage.keep)
             self._write(lambda folder: self.accelerator.save(weights, folder / "stage.pt"))
         self.accelerator.free_memory()
         if self.accelerator.distributed_type == DistributedType.FSDP:
@@ -304,6 +308,9 @@ class Loop:
             self.base = self._load()
         self.load_finished()
         return measured
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: weight.detach().cpu().clone() for name, weight in self.base.model.state_dict().items()}
 
     def _write(self, save: Callable[[Path], object]) -> None:
         """Replace the checkpoint by a new one in a way a kill at any moment survives; every process calls `save`."""
