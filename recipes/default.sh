@@ -10,4 +10,6 @@ haechi train configs/train/mini.yaml
 haechi curate configs/curate/safety.yaml output=runs/data/further sources.0.weight=2 sources.1.weight=2
 haechi train configs/train/further.yaml
 haechi export runs/further/haechi-mini/model src/haechi/data/haechi-mini
+# The points were fitted to the float model: fit them to the integers that are shipped.
+haechi calibrate runs/data/further/valid.jsonl --model src/haechi/data/haechi-mini --output src/haechi/data/haechi-mini
 haechi evaluate configs/evaluate/mini.yaml

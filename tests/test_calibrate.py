@@ -63,9 +63,19 @@ def sheet_of() -> Sheet:
 def test_a_refit_is_a_copy_that_differs_in_its_points_only(exported: Path, labelled: Path, tmp_path: Path) -> None:
     copy, plot = tmp_path / "copy", tmp_path / "sweep.png"
     done = CliRunner().invoke(
-        app, ["calibrate", str(labelled), "--model", str(exported), "--output", str(copy), "--plot", str(plot)]
+        app,
+        [
+            "calibrate",
+            str(labelled),
+            "--model",
+            str(exported),
+            "--output",
+            str(copy),
+            *("--per-category", "--plot", str(plot)),
+        ],
     )
     assert done.exit_code == 0, done.output
+    assert "too few rows of a label" in done.output
     assert "| permissive |" in done.output and "| balanced, before |" in done.output
     assert plot.read_bytes().startswith(b"\x89PNG")
     before, after = read_sheet(exported), read_sheet(copy)

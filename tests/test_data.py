@@ -73,6 +73,9 @@ def test_contrasts_never_straddle_the_split(data: Path) -> None:
     assert 0.07 < share < 0.13
     assert {row["weight"] for row in parts["train"]} == {3} and {row["weight"] for row in parts["valid"]} == {1}
     assert all(row["example"].get("response") for row in parts["train"])
+    # Held-out rows can be measured on and calibrated with as they lie.
+    held_out = load_set(str(data / "mix" / "valid.jsonl"))
+    assert [row.id for row in held_out] == [row["example"]["id"] for row in parts["valid"]]
 
 
 def test_rows_beyond_the_cap_can_be_held_out_and_take_nothing_from_training(data: Path) -> None:

@@ -218,7 +218,10 @@ def _stored(path: Path) -> Iterator[Example]:
 
 
 def _example(row: Any, path: Path, number: int) -> Example:
-    """A stored row; columns beyond ours (translations, annotations) are left behind, a missing id is its number."""
+    """A stored row; columns beyond ours (translations, annotations) are left behind, a missing id is its number.
+
+    A curated row (`haechi curate`) is its example."""
+    row = row.get("example", row) if isinstance(row, dict) else row
     if not isinstance(row, dict) or not isinstance(row.get("query"), str):
         raise DataError(f"{path}: row {number} lacks a query")
     kept = row if row.keys() <= _COLUMNS else {key: value for key, value in row.items() if key in _COLUMNS}
