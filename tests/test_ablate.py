@@ -11,7 +11,7 @@ import pytest
 
 from conftest import examples, tiny_config
 from haechi import ablate
-from haechi.ablate import AblateConfig, interval
+from haechi.ablate import AblateConfig, Variant, interval
 from haechi.errors import ConfigError
 
 
@@ -83,7 +83,24 @@ def test_a_slip_is_told_before_anything_is_trained(grid: AblateConfig) -> None:
     tree["questions"][0]["variants"][1] = {"name": "b", "curate": ["without=[x]"]}
     with pytest.raises(ValueError, match="curate names no configuration"):
         AblateConfig.model_validate_json(json.dumps(tree))
+    for figure, message in (("validation.aurok", "mean 'auroc'"), ("xstset.fpr", "neither a set nor 'validation'")):
+        with pytest.raises(ConfigError, match=message):
+            ablate.run(grid.model_copy(update={"figures": (figure,)}))
     assert not grid.output.exists()
+
+
+def test_whatever_one_run_stumbles_over_the_others_go_on(grid: AblateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(grid: object, variant: Variant, *_: object) -> dict[str, Any]:
+        if variant.name == "verdicts only":
+            raise OSError("No space left on device")
+        figures = dict.fromkeys(config.figures, 0.5)
+        return {"figures": figures, "parameters": 1, "latency_ms": 1.0, "bytes": 1, "minutes": 1.0}
+
+    config = grid.model_copy(update={"workers": 1})
+    # A full disk cannot be had here.
+    monkeypatch.setattr(ablate, "_measure", measure)
+    first, second, late = ablate.run(config)["questions"][0]["variants"]
+    assert second["failed"] == ["OSError: No space left on device"] and not first["failed"] + late["failed"]
 
 
 def test_intervals_need_two_seeds() -> None:

@@ -24,10 +24,11 @@ from pydantic import Field, model_validator
 
 from haechi.config import Config, load_config, read_yaml
 from haechi.curate import CurateConfig
-from haechi.errors import DataError, HaechiError
+from haechi.errors import ConfigError, DataError, HaechiError, did_you_mean
 from haechi.evaluate import EvaluateConfig
 from haechi.figures import ablation_plot, size_plot
 from haechi.guards.slm import load
+from haechi.metrics import CELLS, RANKING, scores
 from haechi.modelfolder import DEFAULT_POINT, read_sheet
 from haechi.report import ablation_tables
 from haechi.sets import set_file
@@ -126,6 +127,7 @@ def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str
     """
     for variant in config.variants():
         _check(config, variant)
+    _check_figures(config)
     grid = _Grid(config)
     file = config.output / "metrics.json"
     runs: dict[str, dict[str, Any]] = read_json(file)["runs"] if file.exists() else {}
@@ -135,9 +137,11 @@ def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str
         report(f"{number}/{len(jobs)} {variant.name}, seed {seed}")
         try:
             return _measure(grid, variant, seed, config.output / "runs" / key, report)
-        except HaechiError as error:
-            report(f"failed: {error}")
-            return {"failed": str(error)}
+        except Exception as error:
+            # Whatever one run stumbles over, a full disk included, is no reason to drop the others.
+            said = str(error) if isinstance(error, HaechiError) else f"{type(error).__name__}: {error}"
+            report(f"failed: {said}")
+            return {"failed": said}
 
     pool = ThreadPoolExecutor(config.workers)
     try:
@@ -178,6 +182,19 @@ def _check(config: AblateConfig, variant: Variant) -> None:
         load_config(CurateConfig, config.curate, config.words(variant, "curate"))
     load_config(TrainConfig, config.train, config.words(variant, "train"))
     load_config(EvaluateConfig, config.evaluate, config.words(variant, "evaluate"))
+
+
+def _check_figures(config: AblateConfig) -> None:
+    measured = {"answers", *RANKING, *scores(np.ones(len(CELLS)))}
+    known = {"validation": {*RANKING, "weighted_f1"}}
+    for name in load_config(EvaluateConfig, config.evaluate).sets:
+        known[name] = measured
+    for name in config.figures:
+        source, _, figure = name.rpartition(".")
+        if source not in known:
+            raise ConfigError(f"figures: {name!r} is of neither a set nor 'validation'{did_you_mean(source, known)}")
+        if figure not in known[source]:
+            raise ConfigError(f"figures: {name!r} is not measured{did_you_mean(figure, known[source])}")
 
 
 class _Grid:
