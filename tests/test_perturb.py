@@ -62,5 +62,6 @@ def test_a_wrapper_holds_the_whole_query_in_its_language_and_is_none_of_those_th
             for strength in STRENGTHS
         }
         assert not wrapped & measured
-        around = "".join(text.replace(query, "") for text in wrapped)
-        assert any("가" <= letter <= "힣" for letter in around) == (language == "ko")
+        for texts in (wrapped, measured):
+            around = "".join(text.replace(query, "") for text in texts)
+            assert any("가" <= letter <= "힣" for letter in around) == (language == "ko")
