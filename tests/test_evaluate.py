@@ -21,7 +21,7 @@ from haechi.guards import _KINDS
 from haechi.guards.keyword import KeywordGuard
 from haechi.guards.slm import load
 from haechi.metrics import Said
-from haechi.report import paper, tables
+from haechi.report import paper, paper_table, tables
 from haechi.schema import Example, Label, Verdict
 from haechi.sets import set_hash
 from haechi.store import write_jsonl
@@ -86,6 +86,27 @@ def test_the_papers_rows_are_all_there() -> None:
     assert systems == paper()["guards"].keys()
     specs = [*paper()["guards"].values(), *paper()["today"].values()]
     assert {spec.partition(":")[0] if isinstance(spec, str) else next(iter(spec)) for spec in specs} <= _KINDS.keys()
+
+
+def test_a_system_has_its_row_however_it_was_asked() -> None:
+    figures = {f"{group}_{figure}": 0.125 for group in ("safe", "unsafe", "weighted") for figure in paper()["columns"]}
+    specs: dict[str, Any] = {
+        "judge:llama": {
+            "judge": {"model": "meta-llama/Llama-2-70b-chat-hf", "url": "http://10.0.0.7/v1", "retries": 1}
+        },
+        "Perspective API": {"frozen": {"files": ["a.jsonl"], "name": "Perspective API"}},
+        "wildguard": {"wildguard": {"url": "http://10.0.0.7/v1"}},
+        "azure": "azure-content-safety:https://me.cognitiveservices.azure.com",
+        "q": {"qwen3guard": {"reading": "loose", "url": "http://10.0.0.7/v1"}},
+        "mine": {"any_of": ["slm", "keyword:words.txt"]},
+    }
+    guards = {name: {"spec": spec, "sets": {"xstest": figures}} for name, spec in specs.items()}
+    table = paper_table({"guards": guards}, "xstest")
+    measured = {row[0] for row in table.rows if "0.12" in row[-2]}
+    assert measured == {"LLAMA-2-chat (70B)", "Perspective API", "WILDGUARD", "Azure AI Content Safety", "mine"} | {
+        "Qwen3Guard-Gen 8B, loose"
+    }
+    assert len(table.rows) == 13 + len(paper()["today"]) + 1
 
 
 def test_two_guards_are_compared_row_by_row() -> None:

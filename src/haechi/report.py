@@ -50,14 +50,17 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def summary(result: Mapping[str, Any], guard: str) -> Table:
-    """One guard on every set: a line each, beside what the paper reported for its own model on that set."""
+    """One guard on every set: a line each, beside what the paper reported for its own model on that set.
+
+    The interval is that of the set's headline figure: weighted F1, or with one label only the recall or the false
+    alarms."""
     head = [
         "set",
         "rows",
         "weighted F1",
-        "95% interval",
         "recall",
         "false alarms",
+        "95% interval",
         "AUROC",
         "the paper's 7B (reported)",
     ]
@@ -65,16 +68,16 @@ def summary(result: Mapping[str, Any], guard: str) -> Table:
     for name, figures in result["guards"][guard]["sets"].items():
         cells = figures["cells"]
         safe, unsafe = (any(cells[f"{label}/{said}"] for said in ("safe", "unsafe", "none")) for label in LABELS)
-        low, high = figures["intervals"]["weighted_f1"]
+        low, high = figures["intervals"][headline(figures)]
         reported = [row for row in paper()["tables"].get(name, {"rows": []})["rows"] if row["system"] == "Ours"]
         rows.append(
             [
                 name,
                 str(figures["rows"]),
                 number(figures["weighted_f1"]) if safe and unsafe else "",
-                f"{low:.3f}–{high:.3f}" if safe and unsafe else "",
                 number(figures["unsafe_recall"]) if unsafe else "",
                 number(figures["fpr"]) if safe else "",
+                f"{low:.3f}–{high:.3f}",
                 number(figures.get("auroc")),
                 f"{reported[0]['weighted'][2]:.2f}" if reported else "",
             ]
@@ -110,7 +113,8 @@ def set_table(result: Mapping[str, Any], name: str) -> Table:
                     for group in ("safe", "unsafe", "weighted")
                 ),
                 f"{low:.3f}–{high:.3f}",
-                *(number(figures.get(key)) for key in ("auprc", "auroc", "ece", "fpr")),
+                *(_with_interval(figures, key) for key in ("auprc", "auroc", "ece")),
+                number(figures["fpr"]),
                 str(figures["errors"]),
             ]
         )
@@ -217,7 +221,13 @@ def cost_table(result: Mapping[str, Any]) -> Table:
     return Table([head[column] for column in told], [[row[column] for column in told] for row in rows])
 
 
-RUN_ROW = """A row that was not run is measured by `haechi evaluate configs/evaluate/paper.yaml 'guards=[GUARD]'`."""
+RUN_ROW = (
+    "A row that was not run is measured by `haechi evaluate configs/evaluate/paper.yaml 'guards=[GUARD]' "
+    "output=results/GUARD`, and joins this table by `haechi report results/paper results/GUARD`."
+)
+_ASKING = {"url", "server", "batch", "device", "name", "key", "seed", "timeout", "concurrency", "retries", "backoff"}
+_ASKING |= {"cache", "dollars_in", "dollars_out"}
+"""Settings that say where and how a system is asked, not which system it is."""
 
 
 def paper_tables(result: Mapping[str, Any]) -> list[str]:
@@ -231,14 +241,16 @@ def paper_table(result: Mapping[str, Any], table: str) -> Table:
     facts = paper()
     entry = facts["tables"][table]
     specs = {row["system"]: facts["guards"][row["system"]] for row in entry["rows"]} | facts["today"]
-    known = [json.dumps(spec) for spec in specs.values()]
-    others = {name: guard["spec"] for name, guard in result["guards"].items() if json.dumps(guard["spec"]) not in known}
+    ran: dict[str, Any] = {}
+    for name, guard in result["guards"].items():
+        its = (system for system, spec in specs.items() if name == system or _system(guard["spec"]) == _system(spec))
+        ran.setdefault(next(its, name), guard)
+    others = {name: guard["spec"] for name, guard in ran.items() if name not in specs}
     reported = {row["system"]: row for row in entry["rows"]}
     rows = []
     for system, spec in (specs | others).items():
         told = reported.get(system)
-        ran = next((one for one in result["guards"].values() if one["spec"] == spec), None)
-        figures = ran["sets"].get(entry["measured_on"]) if ran else None
+        figures = ran[system]["sets"].get(entry["measured_on"]) if system in ran else None
         if system in others and figures is None:
             continue
         here = [""] * len(_GROUPS)
@@ -255,6 +267,16 @@ def paper_table(result: Mapping[str, Any], table: str) -> Table:
         "not run; its guard",
     ]
     return Table(head, rows)
+
+
+def _system(spec: Any) -> str:
+    """What a specification says of which system it is; where and how it is asked left out."""
+    if isinstance(spec, str):
+        kind, _, argument = spec.partition(":")
+        spec = {kind: {"model": argument} if argument and "://" not in argument else {}}
+    ((kind, given),) = spec.items()
+    told = {key: value for key, value in given.items() if key not in _ASKING} if isinstance(given, Mapping) else given
+    return json.dumps([kind, told], sort_keys=True)
 
 
 def review_table(result: Mapping[str, Any]) -> str:
@@ -361,10 +383,17 @@ def answer_table(result: Mapping[str, Any]) -> Table:
             problems = (
                 ", ".join(f"{problem} {count}" for problem, count in sorted(figures["problems"].items())) or "none"
             )
-            rows.append(
-                [guard, name, f"{figures['answers']} of {figures['harmful']}", number(figures["passed"]), problems]
-            )
-    return Table(["guard", "set", "answers written", "all checks passed", "problems"], rows)
+            said = f"{figures['answers']} of {figures['harmful']}"
+            rows.append([guard, name, said, _with_interval(figures, "passed"), problems])
+    return Table(["guard", "set", "answers", "all checks passed", "problems"], rows)
+
+
+def _with_interval(figures: Mapping[str, Any], key: str) -> str:
+    """A figure and its 95% interval; empty where it does not exist."""
+    if figures.get(key) is None:
+        return ""
+    low, high = figures[f"{key}_interval"]
+    return f"{number(figures[key])} ({number(low)}–{number(high)})"
 
 
 def _triple(values: Iterable[float]) -> str:

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from haechi.config import Config
 from haechi.errors import ConfigError, DataError
+from haechi.guards import settings
 from haechi.schema import Conversation, Verdict
 from haechi.store import digest, fingerprint, read_jsonl
+
+
+class FrozenConfig(Config):
+    """`{frozen: {files: [...], ...}}`."""
+
+    files: tuple[Path, ...] = Field(min_length=1)
+    """Verdicts of several sets; no id may be in two of them."""
+    name: str | None = None
+    """What tables call it, such as the system that gave them; default `frozen:FILE`."""
 
 
 class FrozenGuard:
     """Verdicts by the id of what is judged, as `haechi check --output` and `haechi evaluate` write them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, config: FrozenConfig) -> None:
         """Raises ConfigError for a missing file, DataError for a malformed or repeated row."""
-        if not path.is_file():
-            raise ConfigError(f"no such file of verdicts: {path}")
-        self.name, self.identity = f"frozen:{path}", fingerprint("frozen", digest(path))
         self._verdicts: dict[str, Verdict] = {}
-        for number, row in enumerate(read_jsonl(path), 1):
-            if not isinstance(row, dict) or row.get("id") is None:
-                raise DataError(f"{path} line {number}: a verdict needs the id of its row")
-            id = str(row.pop("id"))
-            if id in self._verdicts:
-                raise DataError(f"{path} line {number}: the id {id!r} is there twice")
-            try:
-                self._verdicts[id] = Verdict(**{key: row[key] for key in row if key in Verdict.model_fields})
-            except ValidationError as error:
-                raise DataError(f"{path} line {number}: {error.errors()[0]['msg']}") from None
+        for path in config.files:
+            if not path.is_file():
+                raise ConfigError(f"no such file of verdicts: {path}")
+            for number, row in enumerate(read_jsonl(path), 1):
+                self._add(row, f"{path} line {number}")
+        self.name = config.name or f"frozen:{', '.join(map(str, config.files))}"
+        self.identity = fingerprint("frozen", *map(digest, config.files))
+
+    def _add(self, row: Any, place: str) -> None:
+        if not isinstance(row, dict) or row.get("id") is None:
+            raise DataError(f"{place}: a verdict needs the id of its row")
+        id = str(row.pop("id"))
+        if id in self._verdicts:
+            raise DataError(f"{place}: the id {id!r} is there twice")
+        try:
+            self._verdicts[id] = Verdict(**{key: row[key] for key in row if key in Verdict.model_fields})
+        except ValidationError as error:
+            raise DataError(f"{place}: {error.errors()[0]['msg']}") from None
 
     def check(self, conversations: Sequence[Conversation | str]) -> list[Verdict]:
         """See `Guard.check`."""
@@ -43,8 +60,9 @@ def _missing(item: Conversation) -> Verdict:
     )
 
 
-def load(path: str | None) -> FrozenGuard:
-    """`frozen:FILE`."""
-    if path is None:
+def load(spec: str | Mapping[str, Any] | None) -> FrozenGuard:
+    """`frozen:FILE` or `{frozen: {files: [FILE, ...], ...}}`."""
+    if spec is None:
         raise ConfigError("name the file of verdicts: frozen:FILE")
-    return FrozenGuard(Path(path))
+    given = {"files": [spec]} if isinstance(spec, str) else spec
+    return FrozenGuard(settings(FrozenConfig, given, "frozen"))
