@@ -192,6 +192,8 @@ class Loopback:
         self.reply: Callable[[str, Any, int], Said] = lambda path, body, number: (500, {})
         self.headers: dict[str, str] = {}
         self.asked: list[tuple[str, dict[str, str], Any]] = []
+        self.together: threading.Barrier | None = None
+        """When set, the first requests are held until so many are under way."""
         self.most = self.now = 0
         lock, told = threading.Lock(), self
 
@@ -202,7 +204,10 @@ class Loopback:
                     told.now += 1
                     told.most = max(told.most, told.now)
                     told.asked.append((self.path, dict(self.headers), body))
-                    status, said = told.reply(self.path, body, len(told.asked))
+                    number = len(told.asked)
+                if told.together and number <= told.together.parties:
+                    told.together.wait(10)
+                status, said = told.reply(self.path, body, number)
                 data = said if isinstance(said, bytes) else json.dumps(said).encode()
                 with lock:
                     told.now -= 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from haechi import page
 from haechi.guards.slm import load
 from haechi.modelfolder import default_model, read_sheet
 from haechi.taxonomy import load_taxonomy
@@ -123,3 +124,8 @@ def test_results_are_tables_of_their_json() -> None:
         result = json.loads(file.read_text("utf-8"))
         made = ablation_tables(result) if "questions" in result else tables(result)
         assert file.with_name("tables.md").read_text("utf-8") == made, file
+
+
+def test_the_stored_results_of_the_default_model_make_one_page(tmp_path: Path) -> None:
+    folders = [ROOT / "results" / name for name in ("haechi-mini", "robustness", "answers", "paper")]
+    assert page.run(folders, tmp_path, lambda line: None).stat().st_size > 100_000

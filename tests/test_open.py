@@ -13,13 +13,21 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tenacity import Retrying, stop_after_delay, wait_fixed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -33,6 +41,7 @@ from conftest import Loopback
 from haechi.errors import ConfigError, ModelError
 from haechi.guards import load_guard
 from haechi.guards import open as guards
+from haechi.guards.local import LocalWriter
 from haechi.guards.open import FAMILIES, Asked, OpenConfig, OpenGuard
 from haechi.llm import Completion, Step
 
@@ -159,9 +168,9 @@ SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
         ("aegis", None, (LlamaConfig, LlamaForCausalLM)),
         ("wildguard", None, (MistralConfig, MistralForCausalLM)),
         ("shieldgemma", GUIDED, (Gemma2Config, Gemma2ForCausalLM)),
-        ("granite-guardian", GUARDED, (LlamaConfig, LlamaForCausalLM)),
+        ("granite-guardian", GUARDED, (GraniteConfig, GraniteForCausalLM)),
         ("qwen3guard", PLAIN, (Qwen3Config, Qwen3ForCausalLM)),
-        ("gpt-oss-safeguard", PLAIN, (LlamaConfig, LlamaForCausalLM)),
+        ("gpt-oss-safeguard", PLAIN, (GptOssConfig, GptOssForCausalLM)),
         ("kanana-safeguard", PLAIN, (LlamaConfig, LlamaForCausalLM)),
     ],
 )
@@ -185,6 +194,23 @@ def test_a_tiny_model_of_the_family_runs(
     )
 
 
+def test_an_adapter_runs_on_its_base(tmp_path: Path) -> None:
+    """Aegis-Guard is published as one on LlamaGuard-7b."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    words = tokenizer(base, None)
+    tokenizer(adapter, None)
+    network = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), num_key_value_heads=1, **SMALL))
+    network.save_pretrained(base)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, init_lora_weights=False))
+    tuned.save_pretrained(adapter)
+    (verdict,) = load_guard({"aegis": {"model": str(adapter), "device": "cpu"}}).check([QUERY])
+    assert "wrote no verdict" in (verdict.error or "") or "wrote nothing" in (verdict.error or "")
+    with_it, without = (
+        LocalWriter(str(folder), 1, "cpu").write([Asked(prompt=QUERY)], 1)[0].steps for folder in (adapter, base)
+    )
+    assert with_it != without
+
+
 def test_text_and_scores_come_from_the_model(tmp_path: Path) -> None:
     words = tokenizer(tmp_path, PLAIN, ["<SAFE>", "<UNSAFE-S4>"])
     torch.manual_seed(0)
@@ -202,8 +228,6 @@ def test_text_and_scores_come_from_the_model(tmp_path: Path) -> None:
     network.lm_head = network.lm_head
     guard = load_guard({"kanana-safeguard": {"model": "x", "url": "http://127.0.0.1:9", "name": "k"}})
     assert isinstance(guard, OpenGuard) and guard.name == "k"
-    from haechi.guards.local import LocalWriter
-
     LlamaForCausalLM(network.config).save_pretrained(tmp_path)
     writer = LocalWriter(str(tmp_path), 2, "cpu")
     writer._model.lm_head = network.lm_head
@@ -236,6 +260,7 @@ def test_a_served_guard_is_asked_with_its_templates_arguments(server: Loopback) 
             return 200, {
                 "choices": [{"text": "Harmful request: yes\n", "logprobs": logprobs, "finish_reason": "length"}]
             }
+        assert body["skip_special_tokens"] is False
         word = "Yes" if "Hate" in body["chat_template_kwargs"]["guideline"] else "No"
         top = [{"token": "Yes", "logprob": -0.5}, {"token": "No", "logprob": -1.0}]
         return 200, {
@@ -249,33 +274,42 @@ def test_a_served_guard_is_asked_with_its_templates_arguments(server: Loopback) 
     assert verdict.score == pytest.approx(0.6225, abs=1e-4)
     (verdict,) = load_guard({"wildguard": {"url": server.url}}).check([QUERY])
     assert verdict.unsafe and verdict.score == pytest.approx(0.9002, abs=1e-4)
+    # A server that takes no such parameter says so once, by its name.
+    server.reply = lambda path, body, number: (
+        (422, {"detail": "Unexpected fields in the request: {'skip_special_tokens'}"})
+        if "skip_special_tokens" in body
+        else (200, {"choices": [{"message": {"content": "<UNSAFE-S4>"}}]})
+    )
+    (verdict,) = load_guard({"kanana-safeguard": {"url": server.url}}).check([QUERY])
+    assert verdict.unsafe and verdict.category == "S4"
     with pytest.raises(ConfigError, match="did you mean 'backoff'"):
         load_guard({"wildguard": {"url": server.url, "server": {"backof": 0.0}}})
 
 
 @pytest.mark.parametrize(
-    ("labels", "kind", "unsafe", "score"),
+    ("labels", "kind", "unsafe", "architecture"),
     [
-        (["BENIGN", "INJECTION", "JAILBREAK"], None, None, "sum"),
-        (["BENIGN", "INJECTION", "JAILBREAK"], None, ["JAILBREAK"], "one"),
-        (["neutral", "toxic"], None, None, "one"),
-        (["toxic", "threat"], "multi_label_classification", None, "most"),
+        (["BENIGN", "INJECTION", "JAILBREAK"], None, None, (DebertaV2Config, DebertaV2ForSequenceClassification)),
+        (["BENIGN", "INJECTION", "JAILBREAK"], None, ["JAILBREAK"], (BertConfig, BertForSequenceClassification)),
+        (["neutral", "toxic"], None, None, (BertConfig, BertForSequenceClassification)),
+        (["toxic", "threat"], "multi_label_classification", None, (BertConfig, BertForSequenceClassification)),
     ],
-)  # fmt: skip
+)
 def test_any_classifier_is_a_guard(
-    labels: list[str], kind: str | None, unsafe: list[str] | None, score: str, tmp_path: Path
+    labels: list[str], kind: str | None, unsafe: list[str] | None, architecture: Any, tmp_path: Path
 ) -> None:
     words = tokenizer(tmp_path, None)
     words.pad_token = "</s>"
     words.model_max_length = 32
     words.save_pretrained(tmp_path)
     torch.manual_seed(1)
-    shape = BertConfig(
+    config, network = architecture
+    shape = config(
         vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=64, id2label=dict(enumerate(labels)), problem_type=kind,
         label2id={name: id for id, name in enumerate(labels)},
     )  # fmt: skip
-    BertForSequenceClassification(shape).save_pretrained(tmp_path)
+    network(shape).save_pretrained(tmp_path)
     spec = {"model": str(tmp_path), "device": "cpu", **({"unsafe": unsafe} if unsafe else {})}
     guard = load_guard({"hf-classifier": spec})
     short, long, empty = guard.check([QUERY, QUERY * 40, "\n"])

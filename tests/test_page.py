@@ -110,7 +110,7 @@ def test_only_what_compares_is_merged(
     refused("own has other rows in each", sets=sets)
     tree = read_json(other / "metrics.json")
     refused("threshold is fpr in one and fixed in the other", config={**tree["config"], "threshold": "fpr"})
-    refused(r"measured by another version \(harness 1, this is 3\)", DataError, harness=1)
+    refused(r"measured by another version \(harness 1, this is 4\)", DataError, harness=1)
     refused("not whole", DataError, guards={"keyword": {"spec": "keyword"}})
     refused("are two guards", guards={"keyword@0.5": tree["guards"]["keyword@0.9"]})
     identity = read_json(results / "metrics.json")["guards"]["keyword@0.5"]["identity"]

@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from haechi.errors import ConfigError, DataError
-from haechi.guards import AnsweringGuard, Guard, judged
+from haechi.guards import AnsweringGuard, Guard, judged, rows_at_once
 from haechi.schema import Answer, Conversation, Verdict
 from haechi.store import Journal, digest
-
-_CHUNK = 256
-"""Rows judged together and written together."""
-
 
 Rows = list[dict[str, Any]]
 
@@ -35,8 +31,13 @@ class Item(NamedTuple):
     """What is wrong with the row."""
 
 
-Work = Callable[[Sequence[Item]], Rows]
-"""From input rows to output rows, same length, same order."""
+class Work(NamedTuple):
+    """From input rows to output rows."""
+
+    run: Callable[[Sequence[Item]], Rows]
+    """Same length, same order."""
+    chunk: int
+    """Rows judged together and written together."""
 
 
 class Outcome(NamedTuple):
@@ -70,7 +71,7 @@ def answer_row(id: Any, answer: Answer) -> dict[str, Any]:
 
 
 def judge(guard: Guard, *, answers: bool = False, force: bool = False) -> Work:
-    """A function from input rows to output rows. Raises ConfigError when the guard cannot write the wanted answers."""
+    """What judges input rows. Raises ConfigError when the guard cannot write the wanted answers."""
     if answers and not isinstance(guard, AnsweringGuard):
         raise ConfigError(f"the guard {guard.name} writes no answers")
 
@@ -90,7 +91,7 @@ def judge(guard: Guard, *, answers: bool = False, force: bool = False) -> Work:
             results.append(answer_row(item.id, result) if answers else verdict_row(item.id, result))
         return results
 
-    return run
+    return Work(run, rows_at_once(guard))
 
 
 def read_items(source: str) -> Iterator[Item]:
@@ -148,8 +149,8 @@ def copy(
     """Judge all items, chunk by chunk, and hand each chunk's rows on."""
     count = failed = 0
     stream = iter(items)
-    while chunk := list(islice(stream, _CHUNK)):
-        rows = work(chunk)
+    while chunk := list(islice(stream, work.chunk)):
+        rows = work.run(chunk)
         write(chunk, rows)
         count += len(rows)
         failed += _failed(rows)

@@ -7,6 +7,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,7 +22,7 @@ from haechi.bulk import answer_row, verdict_row
 from haechi.config import Config
 from haechi.costs import costs
 from haechi.errors import ConfigError, DataError, HaechiError, did_you_mean
-from haechi.guards import AnsweringGuard, Guard, endpoints, judged, load_guard
+from haechi.guards import AnsweringGuard, Guard, endpoints, judged, load_guard, rows_at_once
 from haechi.guards.slm import SLM
 from haechi.llm import ChatModel
 from haechi.metrics import Bools, Said
@@ -29,12 +30,12 @@ from haechi.paraphrase import Paraphraser
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example
 from haechi.sets import LabelledSet, set_hash
-from haechi.store import fingerprint, resumable, write_json, write_text
+from haechi.store import fingerprint, mend, read_json, resumable, write_json, write_text
 
-HARNESS = 3
+HARNESS = 4
 """Raised when equal verdicts would give other figures, or other names for them: results of different ones are not
 compared."""
-_CHUNK = 256
+_CHUNK = 64
 _PARAPHRASE = "paraphrase"
 _MISTAKES = 20
 """So many of each kind are kept, the most confident ones."""
@@ -118,6 +119,7 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     }
     everything: dict[str, dict[str, Said]] = {name: {} for name in config.sets}
     for guard, spec in zip(guards, config.guards, strict=True):
+        _take_up_usage(_folder(config, guard), guard)
         cut = _Cut(config, guard, sets)
         measured: dict[str, Any] = {
             "spec": spec,
@@ -257,12 +259,36 @@ def _mistakes(truth: Bools, said: Said) -> dict[str, list[tuple[int, float | Non
 def _said(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) -> Said:
     """The guard's own verdicts on a set, from its file once they are there."""
 
+    folder = _folder(config, guard)
+
     def judge(part: Sequence[Example]) -> list[dict[str, Any]]:
-        verdicts = judged(guard, [_conversation(row) for row in part])
+        try:
+            verdicts = judged(guard, [_conversation(row) for row in part])
+        finally:
+            _keep_usage(folder, guard)
         return [verdict_row(row.id, verdict) for row, verdict in zip(part, verdicts, strict=True)]
 
-    written = _kept(_folder(config, guard), guard.identity, name, rows.sha256, rows, judge)
+    chunk = rows_at_once(guard)
+    if any(True for _ in endpoints(guard)):
+        # What an endpoint failed to answer then, it may answer now.
+        file, key = _place(folder, guard.identity, name, rows.sha256)
+        mend(file, key, lambda row: row["error"] is not None, rows, judge, chunk)
+    written = _kept(folder, guard.identity, name, rows.sha256, rows, judge, chunk)
     return Said.of((row["unsafe"], row["score"]) for row in written)
+
+
+def _take_up_usage(folder: Path, guard: Guard) -> None:
+    """Let the guard's endpoints count on from what earlier runs of this evaluation have cost."""
+    file = folder / "usage.json"
+    counted = read_json(file) if file.exists() else {}
+    if counted.get("identity") == guard.identity:
+        for endpoint, before in zip(endpoints(guard), counted["usage"], strict=True):
+            endpoint.usage.take_up(before)
+
+
+def _keep_usage(folder: Path, guard: Guard) -> None:
+    if usage := [asdict(endpoint.usage) for endpoint in endpoints(guard)]:
+        write_json(folder / "usage.json", {"identity": guard.identity, "usage": usage})
 
 
 def _attacked(
@@ -344,7 +370,9 @@ def _answered(config: EvaluateConfig, guard: AnsweringGuard, rows: LabelledSet, 
         return [answer_row(row.id, reply) for row, reply in zip(part, replies, strict=True)]
 
     name = f"{rows.name}.answers{'.forced' if force else ''}"
-    written = _kept(_folder(config, guard), guard.identity, name, set_hash(harmful), harmful, write)
+    written = _kept(
+        _folder(config, guard), guard.identity, name, set_hash(harmful), harmful, write, rows_at_once(guard)
+    )
     replies = (
         (example.query, example.category, row["answer"])
         for example, row in zip(harmful, written, strict=True)
@@ -364,10 +392,15 @@ def _kept(
     content: str,
     rows: Iterable[Example],
     work: Callable[[Sequence[Example]], list[dict[str, Any]]],
+    chunk: int = _CHUNK,
 ) -> Iterator[dict[str, Any]]:
     """What `work` makes of the rows (`haechi.store.resumable`); `identity` is the maker's, `content` the rows' hash."""
-    key = fingerprint(identity, name, content)
-    return resumable(folder / f"{_file_name(name)}.jsonl", key, rows, work, _CHUNK)
+    return resumable(*_place(folder, identity, name, content), rows, work, chunk)
+
+
+def _place(folder: Path, identity: str, name: str, content: str) -> tuple[Path, str]:
+    """A file of kept rows and its key."""
+    return folder / f"{_file_name(name)}.jsonl", fingerprint(identity, name, content)
 
 
 def _folder(config: EvaluateConfig, guard: Guard) -> Path:

@@ -13,6 +13,8 @@ from pydantic import Field
 from haechi.remote import Access, Endpoint, Reply, key_from
 
 _HOSTED = "https://api.openai.com/v1"
+_UNFIT = (400, 422)
+"""How endpoints refuse a request for what is in it."""
 _TOP = 20
 """How many of the likeliest first tokens are asked for; the most that hosted models give."""
 _ALTERNATIVES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -21,6 +23,7 @@ _ALTERNATIVES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()
     },
     "temperature": lambda body: {name: value for name, value in body.items() if name != "temperature"},
+    "skip_special_tokens": lambda body: {name: value for name, value in body.items() if name != "skip_special_tokens"},
 }
 """What a model that refuses a request by a parameter's name is asked instead."""
 
@@ -121,10 +124,13 @@ class Chat:
             "/chat/completions", [{**self._settings(max_tokens), **body, **wanted} for body in bodies], _chatted
         )
 
-    def go_on(self, prompts: Sequence[str], max_tokens: int, *, logprobs: bool = False) -> list[Completion]:
-        """What follows each raw prompt, special tokens in it included: for models that no chat template fits."""
+    def go_on(
+        self, prompts: Sequence[str], max_tokens: int, *, logprobs: bool = False, **more: Any
+    ) -> list[Completion]:
+        """What follows each raw prompt, special tokens in it included: for models that no chat template fits. `more`
+        goes into each request."""
         wanted = {"logprobs": _TOP} if logprobs else {}
-        bodies = [{**self._settings(max_tokens), "prompt": prompt, **wanted} for prompt in prompts]
+        bodies = [{**self._settings(max_tokens), "prompt": prompt, **wanted, **more} for prompt in prompts]
         return self._completed("/completions", bodies, _continued)
 
     def _settings(self, max_tokens: int) -> dict[str, Any]:
@@ -142,7 +148,7 @@ class Chat:
         # Some models refuse a parameter by its name: learnt from the first refusal, then left out for good.
         while refused := next((name for name in map(self._refusal, replies) if name), None):
             self._refused.append(refused)
-            again = [index for index, reply in enumerate(replies) if reply.body is None and reply.status == 400]
+            again = [index for index, reply in enumerate(replies) if reply.body is None and reply.status in _UNFIT]
             for index, reply in zip(again, self._asked(path, [bodies[index] for index in again]), strict=True):
                 replies[index] = reply
         return [self._read(reply, read) for reply in replies]
@@ -156,8 +162,8 @@ class Chat:
         return self.endpoint.ask(path, adapted)
 
     def _refusal(self, reply: Reply) -> str | None:
-        """The parameter a 400 reply complains of, unless it has been left out already."""
-        if reply.status != 400 or not reply.error:
+        """The parameter a refusal complains of, unless it has been left out already."""
+        if reply.status not in _UNFIT or not reply.error:
             return None
         return next((name for name in _ALTERNATIVES if name in reply.error and name not in self._refused), None)
 

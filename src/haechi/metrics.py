@@ -120,6 +120,9 @@ def compare(truth: Bools, ours: Said, theirs: Said, *, draws: int = 2000, seed: 
     }
 
 
+RANKING = ("ece", "auprc", "auroc", "recall_at_1_fpr")
+"""What `ranking` gives; with rows of one label only the first."""
+
 RECALL_AT = 0.01
 """The share of false alarms at which `ranking` gives the recall."""
 
@@ -133,9 +136,7 @@ def ranking(truth: Bools, score: Array, *, draws: int = 200, seed: int = 0) -> d
     truth, score = truth[known], score[known]
     if not len(truth):
         return {}
-    result: dict[str, Any] = {"ece": expected_calibration_error(truth, score)}
-    if truth.all() or not truth.any():
-        return result
+    names = RANKING if truth.any() and not truth.all() else RANKING[:1]
     try:
         from sklearn.metrics import auc, average_precision_score, roc_curve
     except ImportError:
@@ -147,8 +148,12 @@ def ranking(truth: Bools, score: Array, *, draws: int = 200, seed: int = 0) -> d
     truth = np.arange(len(score)) >= len(kinds[0][0])
 
     def figures(weight: npt.NDArray[Any]) -> list[float]:
+        error = expected_calibration_error(truth, score, weight)
+        if len(names) == 1:
+            return [error]
         false_alarms, recall, _ = roc_curve(truth, score, sample_weight=weight, drop_intermediate=False)
         return [
+            error,
             average_precision_score(truth, score, sample_weight=weight),
             auc(false_alarms, recall),
             recall[false_alarms <= RECALL_AT].max(),
@@ -157,8 +162,9 @@ def ranking(truth: Bools, score: Array, *, draws: int = 200, seed: int = 0) -> d
     rows = weight.sum()
     rng = np.random.default_rng(seed)
     sampled = (rng.multinomial(rows, weight / rows) for _ in range(draws))
-    spread = np.array([figures(drawn) for drawn in sampled if 0 < drawn[truth].sum() < rows])
-    for name, value, values in zip(("auprc", "auroc", "recall_at_1_fpr"), figures(weight), spread.T, strict=True):
+    spread = np.array([figures(drawn) for drawn in sampled if len(names) == 1 or 0 < drawn[truth].sum() < rows])
+    result: dict[str, Any] = {}
+    for name, value, values in zip(names, figures(weight), spread.T, strict=True):
         result |= {name: float(value), f"{name}_interval": _middle(values)}
     return result
 
@@ -187,15 +193,26 @@ def curves(truth: Bools, score: Array, bins: int = 10) -> dict[str, Any]:
     return result
 
 
-def expected_calibration_error(truth: Bools, score: Array, bins: int = 10) -> float:
-    """Mean gap between score and share of unsafe rows over equal-width bins, weighted by rows (Guo et al. 2017)."""
+def expected_calibration_error(
+    truth: Bools, score: Array, weight: npt.NDArray[Any] | None = None, bins: int = 10
+) -> float:
+    """Mean gap between score and share of unsafe rows over equal-width bins, weighted by rows (Guo et al. 2017).
+
+    `weight` is how many rows each one stands for; one where it is None.
+    """
+    weight = np.ones(len(score)) if weight is None else weight
     place = np.minimum((score * bins).astype(int), bins - 1)
-    gaps = [
-        abs(score[place == bin].mean() - truth[place == bin].mean()) * (place == bin).sum()
-        for bin in range(bins)
-        if (place == bin).any()
-    ]
-    return float(sum(gaps) / len(score))
+    return float(np.abs(np.bincount(place, (score - truth) * weight)).sum() / weight.sum())
+
+
+def share_interval(hits: int, total: int) -> tuple[float, float]:
+    """The 95% Wilson interval of a share (Wilson 1927). Raises MissingExtra without scipy."""
+    try:
+        from scipy.stats import binomtest
+    except ImportError:
+        raise MissingExtra("eval", "comparing guards") from None
+    low, high = binomtest(hits, total).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def _middle(values: Array) -> tuple[float, float]:

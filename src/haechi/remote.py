@@ -67,7 +67,7 @@ def percentile(seconds: Sequence[float], share: float) -> float | None:
 
 @dataclass
 class Usage:
-    """What a guard has cost since it was loaded."""
+    """What a guard has cost since it was loaded, and before where that was kept."""
 
     requests: int = 0
     """Answered over the network."""
@@ -83,6 +83,11 @@ class Usage:
     """Likewise."""
     seconds: list[float] = field(default_factory=list)
     """How long each answered request took, its retries included."""
+
+    def take_up(self, before: Mapping[str, Any]) -> None:
+        """Count on from an earlier process: `before` is its usage as a mapping."""
+        for name, value in before.items():
+            setattr(self, name, getattr(self, name) + value)
 
     def summary(self, url: str, access: Access) -> dict[str, float | int | str | None]:
         """Whose it is, counts, cost in dollars, and latency percentiles in milliseconds."""
@@ -156,7 +161,10 @@ class Endpoint:
         self._cache = Cache(Path(path)) if path else None
         self._lock = threading.Lock()
         self._reached = False
-        self._closed: Reply | None = None
+        self.closed: Reply | None = None
+        """The failure after which the rest of a batch was not tried: wrong address, key or model."""
+        self.decided = 0
+        """Requests that met a reply, or were refused for what is in them; a busy or broken endpoint decides nothing."""
 
     def ask(
         self, path: str, bodies: Sequence[Mapping[str, Any]], query: Mapping[str, str] | None = None
@@ -164,7 +172,7 @@ class Endpoint:
         """POST every body to `path`; replies in the same order, failures among them. `query` stays out of the cache's
         keys, as an API key may be in it. When the endpoint cannot be reached, refuses the key or does not know the
         model, the rest of the batch is not tried."""
-        self._closed = None
+        self.closed = None
         with ThreadPoolExecutor(self.access.concurrency) as pool:
             return list(pool.map(lambda body: self._ask(path, body, query), bodies))
 
@@ -173,16 +181,18 @@ class Endpoint:
         if self._cache and (kept := self._cache.get(key)) is not None:
             with self._lock:
                 self.usage.cached += 1
+                self.decided += 1
             return Reply(kept, cached=True)
-        if self._closed:
-            return self._closed
+        if self.closed:
+            return self.closed
         started = time.monotonic()
         reply = self._tried(path, body, query)
         with self._lock:
+            self.decided += reply.body is not None or _refused(reply)
             if reply.body is None:
                 self.usage.failures += 1
                 if not self._reached or reply.status in _HOPELESS:
-                    self._closed = reply
+                    self.closed = reply
             else:
                 self.usage.requests += 1
                 self.usage.seconds.append(time.monotonic() - started)
@@ -259,6 +269,11 @@ def key_from(variable: str, what: str) -> str:
     if not key:
         raise ConfigError(f"{what} needs a key: export {variable}=...")
     return key
+
+
+def _refused(reply: Reply) -> bool:
+    status = reply.status
+    return status is not None and 400 <= status < 500 and status not in _PASSING | _HOPELESS
 
 
 def _told(text: str) -> str:

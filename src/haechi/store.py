@@ -192,7 +192,7 @@ def resumable(
     as is. `path` with the suffix `.key` says whose it is. All rows must be taken: only then is the file whole.
     """
     stamp = path.with_suffix(".key")
-    if path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key:
+    if _finished(path, key):
         yield from read_jsonl(path)
         return
     # A kill between the new file and its stamp must not leave the old stamp on it.
@@ -205,3 +205,29 @@ def resumable(
             journal.write(done)
             yield from done
     write_text(stamp, key)
+
+
+def mend(
+    path: Path,
+    key: str,
+    wrong: Callable[[Any], bool],
+    items: Iterable[T],
+    work: Callable[[list[T]], list[Any]],
+    chunk: int,
+) -> None:
+    """Make the `wrong` rows of a finished `resumable` file anew, so many at a time."""
+    if not _finished(path, key):
+        return
+    rows = list(read_jsonl(path))
+    places = [index for index, row in enumerate(rows) if wrong(row)]
+    sources = list(items) if places else []
+    for start in range(0, len(places), chunk):
+        part = places[start : start + chunk]
+        for index, row in zip(part, work([sources[index] for index in part]), strict=True):
+            rows[index] = row
+        write_text(path, "".join(dumps(row) + "\n" for row in rows))
+
+
+def _finished(path: Path, key: str) -> bool:
+    stamp = path.with_suffix(".key")
+    return path.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key

@@ -20,6 +20,9 @@ from haechi.schema import Answer, Conversation, Verdict
 if TYPE_CHECKING:
     from haechi.remote import Endpoint
 
+_SOME = 8
+"""So many rows without a decision of the endpoint are no accident."""
+
 EMPTY = Verdict(error="the query is empty")
 """What every guard says of a blank query."""
 
@@ -69,7 +72,7 @@ _KINDS = {
     "kanana-safeguard": "haechi.guards.open:load:kanana-safeguard",
 }
 _WITH_POINTS = {"slm"}
-_WITHOUT_SETTINGS = {"keyword", "frozen"}
+_WITHOUT_SETTINGS = {"keyword"}
 _COMPOSITIONS = {
     "cascade": "haechi.guards.compose:cascade",
     "any_of": "haechi.guards.compose:any_of",
@@ -117,18 +120,40 @@ def endpoints(guard: Guard) -> Iterator[Endpoint]:
         yield from endpoints(member)
 
 
+def rows_at_once(guard: Guard) -> int:
+    """How many rows are judged and written down together: few behind an endpoint, where a kill would lose replies that
+    were paid for."""
+    busiest = max((endpoint.access.concurrency for endpoint in endpoints(guard)), default=None)
+    return 256 if busiest is None else 4 * busiest
+
+
 def judged(guard: Guard, conversations: Sequence[Conversation | str]) -> list[Verdict]:
     """What `guard` says of each conversation. Raises ConfigError when it breaks its word: another number of verdicts
-    than conversations, or, from behind an endpoint, not one answer; what is wrong then is wrong with all of them."""
+    than conversations. So it does when going on behind an endpoint would be in vain: it is closed to us, has never
+    answered, or decides nothing any more."""
+    before = sum(endpoint.decided for endpoint in endpoints(guard))
     verdicts = guard.check(conversations)
     if len(verdicts) != len(conversations):
         raise ConfigError(f"{guard.name} gave {len(verdicts)} verdicts for {len(conversations)} rows")
-    if list(endpoints(guard)):
-        pairs = zip(Conversation.each(conversations), verdicts, strict=True)
-        asked = [verdict for item, verdict in pairs if item.query.strip()]
-        if asked and all(verdict.error for verdict in asked):
-            raise ConfigError(f"{guard.name} answered none of {len(asked)} rows: {asked[0].error}")
+    asked = [
+        verdict for item, verdict in zip(Conversation.each(conversations), verdicts, strict=True) if item.query.strip()
+    ]
+    failed = [verdict for verdict in asked if verdict.error]
+    if not failed or not (addresses := list(endpoints(guard))):
+        return verdicts
+    closed = any(endpoint.closed for endpoint in addresses)
+    if closed and len(failed) < len(asked):
+        raise ConfigError(f"{guard.name} stopped answering after {len(asked) - len(failed)} rows: {failed[0].error}")
+    if closed or (len(failed) == len(asked) and _in_vain(addresses, before, len(asked))):
+        raise ConfigError(f"{guard.name} answered none of {len(asked)} rows: {failed[0].error}")
     return verdicts
+
+
+def _in_vain(addresses: Sequence[Endpoint], before: int, asked: int) -> bool:
+    """Whether rows that all failed are the endpoint's fault and not their own."""
+    answered = sum(endpoint.usage.requests + endpoint.usage.cached for endpoint in addresses)
+    decided = sum(endpoint.decided for endpoint in addresses) - before
+    return not answered or (not decided and asked >= _SOME)
 
 
 def _lookup(kind: str, table: Mapping[str, str]) -> Any:

@@ -148,6 +148,10 @@ class OpenGuard:
         return max(verdicts, key=lambda verdict: (rank[verdict.unsafe], verdict.score or 0.0))
 
 
+_KEEP_SPECIAL = {"skip_special_tokens": False}
+"""Some verdicts are special tokens, which vLLM otherwise leaves out of the text; servers without it refuse the name."""
+
+
 class _Served:
     """A model behind an OpenAI-compatible server, which applies the model's chat template itself."""
 
@@ -159,7 +163,7 @@ class _Served:
     def write(self, asked: Sequence[Asked], tokens: int) -> list[Completion]:
         """See `Writer.write`."""
         if asked and asked[0].prompt:
-            return self.chat.go_on([one.prompt for one in asked], tokens, logprobs=True)
+            return self.chat.go_on([one.prompt for one in asked], tokens, logprobs=True, **_KEEP_SPECIAL)
         if not asked:
             return []
         # The template's arguments are equal for all prompts but ShieldGemma's, which come in turns.
@@ -169,7 +173,9 @@ class _Served:
             groups.setdefault(repr((one.template, one.open)), []).append(index)
         for indices in groups.values():
             first = asked[indices[0]]
-            more: dict[str, Any] = {"chat_template_kwargs": dict(first.template)} if first.template else {}
+            more: dict[str, Any] = {**_KEEP_SPECIAL}
+            if first.template:
+                more["chat_template_kwargs"] = dict(first.template)
             if not first.open:
                 more["add_generation_prompt"] = False
             batch = [asked[index].messages for index in indices]
