@@ -24,8 +24,8 @@ def help_text(*words: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    parts = ["# Command line", "", "Made from the help texts by `make docs`. Exit codes: 0 done, 1 some rows failed,"
-             " 2 a mistake told in one line.", ""]  # fmt: skip
+    codes = "0 done, 1 some rows failed (check, answer), 2 a mistake told in one line"
+    parts = ["# Command line", "", f"Made from the help texts by `make docs`. Exit codes: {codes}.", ""]
     for words in ((), *zip(COMMANDS, strict=True)):
         parts += [f"## {' '.join(('haechi', *words))}", "", "```text", help_text(*words), "```", ""]
     return "\n".join(parts)

@@ -12,9 +12,16 @@ from haechi.config import load_config
 from haechi.curate import CurateConfig
 from haechi.errors import ConfigError
 from haechi.evaluate import EvaluateConfig
+from haechi.review import ReviewConfig
 from haechi.train import TrainConfig
 
-KINDS = {"train": TrainConfig, "curate": CurateConfig, "evaluate": EvaluateConfig, "ablate": AblateConfig}
+KINDS = {
+    "train": TrainConfig,
+    "curate": CurateConfig,
+    "evaluate": EvaluateConfig,
+    "ablate": AblateConfig,
+    "review": ReviewConfig,
+}
 SHIPPED = [path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name in KINDS]
 
 

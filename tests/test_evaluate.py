@@ -143,6 +143,12 @@ def test_an_evaluation_writes_verdicts_metrics_and_tables(config: dict[str, Any]
     figures = result["guards"]["keyword"]["sets"]["policy_test.en"]
     assert figures["rows"] == 300 and figures["errors"] == 0 and sum(figures["cells"].values()) == 300
     assert figures["by_category"]["crime_advice"]["unsafe"] == 15 and set(figures["by_lang"]) == {"en"}
+    assert figures["said_categories"] == {}, "a list of words names no category"
+    ours = result["guards"][load(exported).name]["sets"]["policy_test.en"]
+    said = ours["said_categories"]
+    assert said.keys() == ours["by_category"].keys() - {"general"} and sum(said["crime_advice"].values()) == 15
+    missed = sum(counts.get("safe", 0) for counts in said.values())
+    assert missed == ours["cells"]["unsafe/safe"]
     forced = result["guards"][load(exported).name]["answers"]["policy_test.ko forced"]
     assert forced["harmful"] == forced["answers"] == 150 and 0 <= forced["passed"] <= 1
     written = json.loads((chosen.output / "metrics.json").read_text(encoding="utf-8"))

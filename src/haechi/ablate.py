@@ -26,7 +26,7 @@ from haechi.config import Config, load_config, read_yaml
 from haechi.curate import CurateConfig
 from haechi.errors import ConfigError, DataError, HaechiError, did_you_mean
 from haechi.evaluate import EvaluateConfig
-from haechi.figures import ablation_plot, size_plot
+from haechi.figures import Sized, ablation_plot, size_plot
 from haechi.guards.slm import load
 from haechi.metrics import CELLS, RANKING, scores
 from haechi.modelfolder import DEFAULT_POINT, read_sheet
@@ -163,7 +163,7 @@ def run(config: AblateConfig, report: Callable[[str], None] = print) -> dict[str
 def _write(grid: _Grid, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Show what has been measured so far."""
     config = grid.config
-    result = {
+    result: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "questions": [_answer(grid, question, runs) for question in config.questions],
         "runs": runs,
@@ -171,8 +171,11 @@ def _write(grid: _Grid, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     write_json(config.output / "metrics.json", result)
     write_text(config.output / "tables.md", ablation_tables(result))
     ablation_plot(config.output / "ablations.svg", result)
-    for question in (question for question in config.questions if question.curve):
-        size_plot(config.output / f"{question.name}.svg", result, question.name)
+    for question, answer in zip(config.questions, result["questions"], strict=True):
+        done = [one for one in answer["variants"] if one["parameters"]]
+        if question.curve and done:
+            models = [Sized(one["parameters"] / 1e6, one["latency_ms"], one["figures"]) for one in done]
+            size_plot(config.output / f"{question.name}.svg", "million parameters", models)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, islice
@@ -30,7 +30,7 @@ from haechi.paraphrase import Paraphraser
 from haechi.report import tables
 from haechi.schema import Answer, Conversation, Example
 from haechi.sets import LabelledSet, set_hash
-from haechi.store import fingerprint, mend, read_json, resumable, write_json, write_text
+from haechi.store import fingerprint, mend, read_json, read_jsonl, resumable, write_json, write_text
 
 HARNESS = 4
 """Raised when equal verdicts would give other figures, or other names for them: results of different ones are not
@@ -141,6 +141,7 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             figures = {
                 "threshold": threshold,
                 **measure(sets[name], said, draws=config.draws, seed=config.seed),
+                "said_categories": _said_categories(config, guard, name, sets[name]),
             }
             measured["sets"][name] = figures
             report(
@@ -275,6 +276,19 @@ def _said(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) ->
         mend(file, key, lambda row: row["error"] is not None, rows, judge, chunk)
     written = _kept(folder, guard.identity, name, rows.sha256, rows, judge, chunk)
     return Said.of((row["unsafe"], row["score"]) for row in written)
+
+
+def _said_categories(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) -> dict[str, dict[str, int]]:
+    """By category of the unsafe rows: how often the guard, at its own threshold, named which, or said `safe` or nothing
+    (`none`); empty for a guard that names none of the set's categories."""
+    file, _ = _place(_folder(config, guard), guard.identity, name, rows.sha256)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for row, verdict in zip(rows, read_jsonl(file), strict=True):
+        if row.label == "unsafe" and row.category:
+            unnamed = "none" if verdict["unsafe"] is None else "safe"
+            counts[row.category][str(verdict["category"]) if verdict["unsafe"] else unnamed] += 1
+    named = {said for saids in counts.values() for said in saids}
+    return {code: dict(saids) for code, saids in sorted(counts.items())} if named & counts.keys() else {}
 
 
 def _take_up_usage(folder: Path, guard: Guard) -> None:

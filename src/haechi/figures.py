@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,30 +71,40 @@ def ablation_plot(path: Path, result: Mapping[str, Any]) -> None:
     save(figure, path)
 
 
-def size_plot(path: Path, result: Mapping[str, Any], question: str) -> None:
-    """Quality over the number of parameters, a panel per figure, latency written beside each point."""
-    names = result["config"]["figures"]
-    (asked,) = (one for one in result["questions"] if one["name"] == question)
-    figure, grid = _canvas(3.4 * len(names), 3.2, 1, len(names))
-    for axes, name in zip(grid[0], names, strict=True):
-        points = [
-            (one["parameters"] / 1e6, one["figures"][name], one["latency_ms"])
-            for one in asked["variants"]
-            if one["parameters"] and one["figures"][name]["mean"] is not None
-        ]
-        points.sort(key=lambda point: point[0])
+class Sized(NamedTuple):
+    """A model in a plot of quality over size."""
+
+    size: float
+    """Its place on the axis."""
+    latency: float
+    """Milliseconds of one query."""
+    figures: Mapping[str, Mapping[str, Any]]
+    """By name: `mean` (None: not measured) and `half`, half its interval."""
+
+
+def size_plot(path: Path, label: str, models: Sequence[Sized]) -> None:
+    """Quality over size, a panel per figure, latency written beside each point; `label` says what the size is."""
+    names = list(models[0].figures)
+    columns = min(3, len(names))
+    figure, grid = _canvas(3.6 * columns, 3.2 * -(-len(names) // columns), -(-len(names) // columns), columns)
+    for axes, name in zip(grid.flat, names, strict=False):
+        points = [(one, one.figures[name]) for one in sorted(models, key=lambda one: one.size)]
+        points = [(one, cell) for one, cell in points if cell["mean"] is not None]
         axes.errorbar(
-            [size for size, _, _ in points],
-            [cell["mean"] for _, cell, _ in points],
-            yerr=[cell["half"] or 0 for _, cell, _ in points],
+            [one.size for one, _ in points],
+            [cell["mean"] for _, cell in points],
+            yerr=[cell["half"] or 0 for _, cell in points],
             marker="o",
             capsize=3,
         )
-        for size, cell, latency in points:
-            axes.annotate(f"{latency:.1f} ms", (size, cell["mean"]), (4, -11), textcoords="offset points", fontsize=8)
+        for one, cell in points:
+            place = one.size, cell["mean"]
+            axes.annotate(f"{one.latency:.1f} ms", place, (4, -11), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
-        axes.set(xlabel="million parameters", ylabel=name)
+        axes.set(xlabel=label, ylabel=name)
         axes.grid(alpha=0.25)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.remove()
     save(figure, path)
 
 

@@ -149,6 +149,12 @@ def html(result: Mapping[str, Any]) -> str:
         ],
         categories=category_table(result),
         category_pictures=[(guard, _picture(_category_map(measured))) for guard, measured in result["guards"].items()],
+        confusions=[
+            (guard, name, _picture(_confusion_map(entry["said_categories"])))
+            for guard, measured in result["guards"].items()
+            for name, entry in measured["sets"].items()
+            if entry["said_categories"]
+        ],
         mistakes=[(guard, _mistakes(measured, texts)) for guard, measured in result["guards"].items()],
         strength=_STRENGTH,
         **{f"{name}_picture": _picture(figure) for name, figure in pictures.items()},
@@ -191,6 +197,18 @@ def _category_map(measured: Mapping[str, Any]) -> Any | None:
             if group.get("fpr") is not None:
                 values[row, 2 * place + 1] = group["fpr"]
     return figures.heat_map(columns, codes, values, worst=0.6, best=0.0)
+
+
+def _confusion_map(said: Mapping[str, Mapping[str, int]]) -> Any:
+    """What the unsafe rows of each category were called, as shares: its own name on the diagonal, `safe` last."""
+    others = {name for counts in said.values() for name in counts} - said.keys() - {"safe", "none"}
+    columns = [
+        *said,
+        *sorted(others),
+        *(name for name in ("none", "safe") if any(name in one for one in said.values())),
+    ]
+    values = np.array([[counts.get(name, 0) / sum(counts.values()) for name in columns] for counts in said.values()])
+    return figures.heat_map(columns, list(said), np.where(values > 0, values, np.nan), worst=1.0, best=0.0)
 
 
 def _texts(result: Mapping[str, Any]) -> dict[str, dict[int, str]]:

@@ -64,6 +64,8 @@ class ReviewConfig(Config):
     """Decides the draw and which answer stands where."""
     judge: ChatModel | None = None
     """The chat model that compares, both orders asked (prompt: `data/prompts/compare.txt`); None: nobody is asked."""
+    taxonomy: Path | None = None
+    """The policy whose help lines and urgent categories the checks know; default the built-in one."""
     sheets: tuple[Path, ...] = ()
     """Copies of sheet.csv that people have filled in."""
 
@@ -75,15 +77,14 @@ def run(config: ReviewConfig, report: Callable[[str], None] = print) -> dict[str
     ConfigError when the folder holds another comparison or a side cannot write, DataError for a set without harmful
     rows or a sheet that is not this comparison's.
     """
+    policy = load_taxonomy(config.taxonomy)
     pairs = _pairs(config, report)
     _sheet(config, pairs, report)
     result: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "pairs": len(pairs),
         "checks": {
-            side: answers.checked(
-                ((pair["query"], pair["category"], pair[side]) for pair in pairs), load_taxonomy(None)
-            )
+            side: answers.checked(((pair["query"], pair["category"], pair[side]) for pair in pairs), policy)
             for side in SIDES
         },
     }
