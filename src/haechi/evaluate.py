@@ -141,7 +141,7 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             figures = {
                 "threshold": threshold,
                 **measure(sets[name], said, draws=config.draws, seed=config.seed),
-                "said_categories": _said_categories(config, guard, name, sets[name]),
+                "said_categories": _said_categories(config, guard, name, sets[name]) if said.named else {},
             }
             measured["sets"][name] = figures
             report(
@@ -275,7 +275,15 @@ def _said(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) ->
         file, key = _place(folder, guard.identity, name, rows.sha256)
         mend(file, key, lambda row: row["error"] is not None, rows, judge, chunk)
     written = _kept(folder, guard.identity, name, rows.sha256, rows, judge, chunk)
-    return Said.of((row["unsafe"], row["score"]) for row in written)
+    named = False
+
+    def told() -> Iterator[tuple[bool | None, float | None]]:
+        nonlocal named
+        for row in written:
+            named = named or row["category"] is not None
+            yield row["unsafe"], row["score"]
+
+    return Said.of(told())._replace(named=named)
 
 
 def _said_categories(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) -> dict[str, dict[str, int]]:

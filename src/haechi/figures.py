@@ -187,11 +187,19 @@ def curve_plot(result: Mapping[str, Any], kind: str) -> Any | None:
     return figure
 
 
-def heat_map(columns: Sequence[str], rows: Sequence[str], values: metrics.Array, *, worst: float, best: float) -> Any:
-    """Values [rows, columns] as colours and numbers, NaN left blank; red at `worst`, white at `best`."""
+def heat_map(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    values: metrics.Array,
+    *,
+    worst: float,
+    best: float,
+    colors: str = "Reds",
+) -> Any:
+    """Values [rows, columns] as colours and numbers, NaN left blank; darkest at `worst`, white at `best`."""
     figure, ((axes,),) = _canvas(1.9 + 0.62 * len(columns), 0.9 + 0.26 * len(rows))
     badness = np.clip((np.ma.masked_invalid(values) - best) / (worst - best), 0, 1)
-    axes.imshow(badness, cmap="Reds", vmin=0, vmax=1.25, aspect="auto")
+    axes.imshow(badness, cmap=colors, vmin=0, vmax=1.25, aspect="auto")
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             if not np.isnan(value):

@@ -25,6 +25,8 @@ class Said(NamedTuple):
     """[rows] 1 unsafe, 0 safe, -1 no verdict."""
     score: Array
     """[rows] probability of unsafe; NaN where there is none."""
+    named: bool = False
+    """Whether any verdict is known to name a category."""
 
     @classmethod
     def of(cls, verdicts: Iterable[tuple[bool | None, float | None]]) -> Said:

@@ -208,7 +208,8 @@ def _confusion_map(said: Mapping[str, Mapping[str, int]]) -> Any:
         *(name for name in ("none", "safe") if any(name in one for one in said.values())),
     ]
     values = np.array([[counts.get(name, 0) / sum(counts.values()) for name in columns] for counts in said.values()])
-    return figures.heat_map(columns, list(said), np.where(values > 0, values, np.nan), worst=1.0, best=0.0)
+    shown = np.where(values > 0, values, np.nan)
+    return figures.heat_map(columns, list(said), shown, worst=1.0, best=0.0, colors="Blues")
 
 
 def _texts(result: Mapping[str, Any]) -> dict[str, dict[int, str]]:

@@ -27,7 +27,8 @@ def paper() -> dict[str, Any]:
 
 def tables(result: Mapping[str, Any]) -> str:
     """All tables of one evaluation."""
-    parts = ["# Evaluation", "", "Measured by `haechi evaluate`; intervals are 95% bootstrap intervals.", ""]
+    intervals = "intervals are 95% bootstrap intervals, of shares of answers Wilson's"
+    parts = ["# Evaluation", "", f"Measured by `haechi evaluate`; {intervals}.", ""]
     for guard in result["guards"]:
         parts += [f"## {guard}, in short", "", *summary(result, guard).lines(), ""]
     for name in result["config"]["sets"]:

@@ -131,15 +131,17 @@ def judged(guard: Guard, conversations: Sequence[Conversation | str]) -> list[Ve
     """What `guard` says of each conversation. Raises ConfigError when it breaks its word: another number of verdicts
     than conversations. So it does when going on behind an endpoint would be in vain: it is closed to us, has never
     answered, or decides nothing any more."""
-    before = sum(endpoint.decided for endpoint in endpoints(guard))
+    addresses = list(endpoints(guard))
+    before = sum(endpoint.decided for endpoint in addresses)
     verdicts = guard.check(conversations)
     if len(verdicts) != len(conversations):
         raise ConfigError(f"{guard.name} gave {len(verdicts)} verdicts for {len(conversations)} rows")
-    asked = [
-        verdict for item, verdict in zip(Conversation.each(conversations), verdicts, strict=True) if item.query.strip()
-    ]
+    if not addresses:
+        return verdicts
+    pairs = zip(Conversation.each(conversations), verdicts, strict=True)
+    asked = [verdict for item, verdict in pairs if item.query.strip()]
     failed = [verdict for verdict in asked if verdict.error]
-    if not failed or not (addresses := list(endpoints(guard))):
+    if not failed:
         return verdicts
     closed = any(endpoint.closed for endpoint in addresses)
     if closed and len(failed) < len(asked):
