@@ -56,6 +56,8 @@ _CODED = 6.0
 """How much likelier a word of rot13 is than one with a slip: a known word does not come of it by chance."""
 _SHORTEST, _LONGEST = 3, 20
 """Letters of a word that may hold a slip; a syllable counts as two."""
+_STEM = 4
+"""Letters that a run is looked up by before longer words are sought in it."""
 _FREQUENT = 1e-3
 """A single letter is a word when it is this share of all words ("a", "I"), else a torn one; an exchanged letter is one
 of those that make up this share of all letters."""
@@ -125,6 +127,11 @@ class Speller:
         self._longest = max(map(len, self._cost), default=0)
 
     @cached_property
+    def _stems(self) -> set[str]:
+        """The beginnings of all longer words: most places in a run begin none."""
+        return {word[:_STEM] for word in self._cost if len(word) >= _STEM}
+
+    @cached_property
     def _alphabet(self) -> list[str]:
         """Letters a slip may put in a word's place."""
         counts = Counter("".join(word for word in self._cost if word < _SYLLABARY))
@@ -184,7 +191,8 @@ class Speller:
                 continue
             so_far = best[start] + (0.0 if start in begins else _LOST)
             added = 0
-            for end in range(start + 1, min(length, start + self._longest) + 1):
+            reach = self._longest if text[start : start + _STEM] in self._stems else _STEM - 1
+            for end in range(start + 1, min(length, start + reach) + 1):
                 cost = self._cost.get(text[start:end])
                 if cost is not None and so_far + cost + _ADDED * added < best[end]:
                     best[end], back[end] = so_far + cost + _ADDED * added, (start, shown[start:end])
