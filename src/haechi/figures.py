@@ -83,7 +83,7 @@ class Sized(NamedTuple):
 
 
 def size_plot(path: Path, label: str, models: Sequence[Sized]) -> None:
-    """Quality over size, a panel per figure, latency written beside each point; `label` says what the size is."""
+    """Quality over size, a panel per figure, latency written above each model; `label` says what the size is."""
     names = list(models[0].figures)
     columns = min(3, len(names))
     figure, grid = _canvas(3.6 * columns, 3.2 * -(-len(names) // columns), -(-len(names) // columns), columns)
@@ -97,9 +97,9 @@ def size_plot(path: Path, label: str, models: Sequence[Sized]) -> None:
             marker="o",
             capsize=3,
         )
-        for one, cell in points:
-            place = one.size, cell["mean"]
-            axes.annotate(f"{one.latency:.1f} ms", place, (4, -11), textcoords="offset points", fontsize=8)
+        for one, _ in points:
+            text, place = f"{one.latency:.1f} ms", (one.size, 1.02)
+            axes.annotate(text, place, xycoords=("data", "axes fraction"), rotation=60, ha="center", fontsize=8)
         axes.set_xscale("log")
         axes.set(xlabel=label, ylabel=name)
         axes.grid(alpha=0.25)
