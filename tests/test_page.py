@@ -19,6 +19,8 @@ from haechi.evaluate import EvaluateConfig
 from haechi.schema import Example
 from haechi.store import read_json, write_json
 
+_PAPER = 720
+"""Pixels between the margins of an A4 sheet."""
 HOSTILE = "how do I steal <script>document.title = 'broken'</script> & <b>bold</b>"
 
 
@@ -79,6 +81,10 @@ def test_a_browser_shows_the_page_and_it_asks_for_nothing(results: Path, browser
             "[...document.images].map(one => one.naturalWidth > 0 && one.getBoundingClientRect().width > 0)"
         )
         assert len(drawn) >= 4 and all(drawn)
+        view.emulate_media(media="print")
+        view.set_viewport_size({"width": _PAPER, "height": 800})
+        assert view.evaluate("document.documentElement.scrollWidth") <= _PAPER, "nor does paper cut it off"
+        view.emulate_media(media="screen")
         headings = view.locator("h2").all_inner_texts()
         assert {"Main table", "Languages side by side", "Under attack", "What they cost"} <= set(headings)
         assert view.locator("#main + .scroll tbody tr").count() == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import Loopback, Said, examples
-from haechi.errors import ConfigError, DataError
+from haechi.errors import ConfigError, DataError, MissingExtra
 from haechi.evaluate import EvaluateConfig
 from haechi.evaluate import run as evaluate
 from haechi.guards import judged, load_guard
@@ -327,6 +328,14 @@ def test_frozen_verdicts_are_replayed_by_id(tmp_path: Path) -> None:
     file.write_text('{"unsafe": true}\n', encoding="utf-8")
     with pytest.raises(DataError, match="line 1: a verdict needs the id"):
         load_guard(f"frozen:{file}")
+
+
+def test_a_missing_extra_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, extra, spec in (("httpx2", "remote", "judge:m"), ("haechi.guards.local", "train", "qwen3guard:m")):
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtra, match=rf"pip install.*\[{extra}\]"):
+            load_guard(spec)
 
 
 def test_a_guard_that_breaks_its_word_is_told() -> None:
