@@ -21,7 +21,8 @@ from haechi.guards import _KINDS
 from haechi.guards.keyword import KeywordGuard
 from haechi.guards.slm import load
 from haechi.metrics import Said
-from haechi.report import paper, paper_table, tables
+from haechi.paper import paper, paper_table
+from haechi.report import tables
 from haechi.schema import Example, Label, Verdict
 from haechi.sets import set_hash
 from haechi.store import write_jsonl

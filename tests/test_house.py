@@ -36,6 +36,7 @@ LAYERS = [
         "sets",
         "table",
         "card",
+        "paper",
         "report",
         "calibration",
         "attacks",

@@ -14,8 +14,8 @@ import numpy as np
 from haechi import figures
 from haechi.errors import ConfigError, DataError, HaechiError, MissingExtra
 from haechi.evaluate import HARNESS
+from haechi.paper import RUN_ROW, paper, paper_table, paper_tables
 from haechi.report import (
-    RUN_ROW,
     answer_table,
     attack_table,
     category_table,
@@ -23,9 +23,6 @@ from haechi.report import (
     cost_table,
     language_table,
     main_table,
-    paper,
-    paper_table,
-    paper_tables,
     set_table,
     tables,
 )

@@ -1,28 +1,15 @@
-"""Results files -> Markdown tables; no number is typed by hand. What the paper reported is marked as such."""
+"""Results files -> Markdown tables; no number is typed by hand."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from haechi.table import Table, number
+from haechi.paper import RUN_ROW, paper, paper_table, paper_tables
+from haechi.table import Table, number, triple
 
 LABELS = ("safe", "unsafe")
-_GROUPS = (*LABELS, "weighted")
-
-
-@cache
-def paper() -> dict[str, Any]:
-    """The paper's tables as facts."""
-    text = (resources.files("haechi") / "data" / "paper.yaml").read_text(encoding="utf-8")
-    facts: dict[str, Any] = yaml.safe_load(text)
-    return facts
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -110,7 +97,7 @@ def set_table(result: Mapping[str, Any], name: str) -> Table:
             [
                 guard,
                 *(
-                    _triple(figures[f"{group}_{figure}"] for figure in ("precision", "recall", "f1"))
+                    triple(figures[f"{group}_{figure}"] for figure in ("precision", "recall", "f1"))
                     for group in ("safe", "unsafe", "weighted")
                 ),
                 f"{low:.3f}–{high:.3f}",
@@ -220,64 +207,6 @@ def cost_table(result: Mapping[str, Any]) -> Table:
     head += ["failures", "tokens in + out", "dollars"]
     told = [column for column in range(len(head)) if any(row[column] for row in rows)]
     return Table([head[column] for column in told], [[row[column] for column in told] for row in rows])
-
-
-RUN_ROW = (
-    "A row that was not run is measured by `haechi evaluate configs/evaluate/paper.yaml 'guards=[GUARD]' "
-    "output=results/GUARD`, and joins this table by `haechi report results/paper results/GUARD`."
-)
-_ASKING = {"url", "server", "batch", "device", "name", "key", "seed", "timeout", "concurrency", "retries", "backoff"}
-_ASKING |= {"cache", "dollars_in", "dollars_out"}
-"""Settings that say where and how a system is asked, not which system it is."""
-
-
-def paper_tables(result: Mapping[str, Any]) -> list[str]:
-    """Those of the paper's tables whose set was measured on."""
-    return [name for name, entry in paper()["tables"].items() if entry["measured_on"] in result["config"]["sets"]]
-
-
-def paper_table(result: Mapping[str, Any], table: str) -> Table:
-    """One of the paper's tables row for row: what it reported, and what its system's guard measured here on the set
-    `data/paper.yaml` names, or the guard that would; then the guards of today, and others that were run."""
-    facts = paper()
-    entry = facts["tables"][table]
-    specs = {row["system"]: facts["guards"][row["system"]] for row in entry["rows"]} | facts["today"]
-    ran: dict[str, Any] = {}
-    for name, guard in result["guards"].items():
-        its = (system for system, spec in specs.items() if name == system or _system(guard["spec"]) == _system(spec))
-        ran.setdefault(next(its, name), guard)
-    others = {name: guard["spec"] for name, guard in ran.items() if name not in specs}
-    reported = {row["system"]: row for row in entry["rows"]}
-    rows = []
-    for system, spec in (specs | others).items():
-        told = reported.get(system)
-        figures = ran[system]["sets"].get(entry["measured_on"]) if system in ran else None
-        if system in others and figures is None:
-            continue
-        here = [""] * len(_GROUPS)
-        if figures:
-            here = [_triple(figures[f"{group}_{figure}"] for figure in facts["columns"]) for group in _GROUPS]
-        size = f" ({told['size']})" if told and "size" in told else ""
-        there = [_triple(told[group]) if told else "" for group in _GROUPS]
-        how = "" if figures else f"`{spec if isinstance(spec, str) else json.dumps(spec)}`"
-        rows.append([system + size, *there, *here, how])
-    head = [
-        "system",
-        *(f"{group} P/R/F1, reported" for group in _GROUPS),
-        *(f"{group} P/R/F1, measured here" for group in _GROUPS),
-        "not run; its guard",
-    ]
-    return Table(head, rows)
-
-
-def _system(spec: Any) -> str:
-    """What a specification says of which system it is; where and how it is asked left out."""
-    if isinstance(spec, str):
-        kind, _, argument = spec.partition(":")
-        spec = {kind: {"model": argument} if argument and "://" not in argument else {}}
-    ((kind, given),) = spec.items()
-    told = {key: value for key, value in given.items() if key not in _ASKING} if isinstance(given, Mapping) else given
-    return json.dumps([kind, told], sort_keys=True)
 
 
 def review_table(result: Mapping[str, Any]) -> str:
@@ -395,7 +324,3 @@ def _with_interval(figures: Mapping[str, Any], key: str) -> str:
         return ""
     low, high = figures[f"{key}_interval"]
     return f"{number(figures[key])} ({number(low)}–{number(high)})"
-
-
-def _triple(values: Iterable[float]) -> str:
-    return " / ".join(f"{value:.2f}" for value in values)

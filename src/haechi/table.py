@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -21,3 +21,8 @@ class Table(NamedTuple):
 def number(value: float | None) -> str:
     """A figure with three decimals; empty for None."""
     return "" if value is None else f"{value:.3f}"
+
+
+def triple(values: Iterable[float]) -> str:
+    """Precision, recall and F1 in one cell, two decimals each as in the paper."""
+    return " / ".join(f"{value:.2f}" for value in values)
