@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from haechi.hangul import syllable
+from haechi.hangul import syllable, written_in
 from haechi.perturb import spacing, typos
 from haechi.store import packaged_pairs
 
@@ -155,7 +155,7 @@ def _counterparts() -> dict[str, str]:
 
 
 def _wrapped(forms: Mapping[str, tuple[str, ...]]) -> Change:
-    return lambda query, rng, rate: forms["ko" if any(map(syllable, query)) else "en"][int(rate)].format(query)
+    return lambda query, rng, rate: forms["ko" if written_in(query) else "en"][int(rate)].format(query)
 
 
 def _encoded(how: Callable[[str], str], told: str) -> Change:

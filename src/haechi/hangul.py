@@ -35,3 +35,8 @@ def syllable(letter: str) -> Syllable | None:
         return None
     rest, final = divmod(code, len(FINALS))
     return Syllable(*divmod(rest, len(VOWELS)), final)
+
+
+def written_in(text: str) -> bool:
+    """Whether any letter of a text is a Hangul syllable."""
+    return any(map(syllable, text))

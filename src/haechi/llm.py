@@ -17,13 +17,19 @@ _UNFIT = (400, 422)
 """How endpoints refuse a request for what is in it."""
 _TOP = 20
 """How many of the likeliest first tokens are asked for; the most that hosted models give."""
+
+
+def _without(word: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda body: {name: value for name, value in body.items() if word not in name}
+
+
 _ALTERNATIVES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "logprobs": lambda body: {name: value for name, value in body.items() if "logprobs" not in name},
+    "logprobs": _without("logprobs"),
     "max_completion_tokens": lambda body: {
         "max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()
     },
-    "temperature": lambda body: {name: value for name, value in body.items() if name != "temperature"},
-    "skip_special_tokens": lambda body: {name: value for name, value in body.items() if name != "skip_special_tokens"},
+    "temperature": _without("temperature"),
+    "skip_special_tokens": _without("skip_special_tokens"),
 }
 """What a model that refuses a request by a parameter's name is asked instead."""
 

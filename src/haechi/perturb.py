@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 
-from haechi.hangul import Syllable, syllable
+from haechi.hangul import Syllable, syllable, written_in
 from haechi.store import packaged_pairs
 
 _ENGLISH_HOW = re.compile(
@@ -154,5 +154,4 @@ def _wrappers() -> dict[str, list[str]]:
 def wrap(query: str, rng: random.Random) -> str:
     """The query inside a persona, a game, an override, in its own language. People wrap harmless requests as well as
     harmful ones, so that a wrapper alone must not decide. None of these is among `haechi.attacks`, which measure."""
-    korean = any(map(syllable, query))
-    return rng.choice(_wrappers()["ko" if korean else "en"]).replace("{}", query)
+    return rng.choice(_wrappers()["ko" if written_in(query) else "en"]).replace("{}", query)

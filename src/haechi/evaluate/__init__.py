@@ -3,11 +3,9 @@ scored later, and a killed run asks no guard twice."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,21 +14,21 @@ import numpy as np
 from pydantic import Field, model_validator
 
 import haechi
-from haechi import answers, metrics
+from haechi import metrics
 from haechi.attacks import ATTACKS, disguised
-from haechi.bulk import answer_row, verdict_row
 from haechi.config import Config
 from haechi.costs import costs
 from haechi.errors import ConfigError, DataError, HaechiError, did_you_mean
-from haechi.guards import AnsweringGuard, Guard, endpoints, judged, load_guard, rows_at_once
+from haechi.evaluate.kept import Kept, place
+from haechi.guards import AnsweringGuard, endpoints, load_guard
 from haechi.guards.slm import SLM
 from haechi.llm import ChatModel
 from haechi.metrics import Bools, Said
 from haechi.paraphrase import Paraphraser
 from haechi.report import tables
-from haechi.schema import Answer, Conversation, Example
-from haechi.sets import LabelledSet, set_hash
-from haechi.store import fingerprint, mend, read_json, read_jsonl, resumable, write_json, write_text
+from haechi.schema import Example
+from haechi.sets import LabelledSet
+from haechi.store import resumable, write_json, write_text
 
 HARNESS = 4
 """Raised when equal verdicts would give other figures, or other names for them: results of different ones are not
@@ -119,8 +117,8 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
     }
     everything: dict[str, dict[str, Said]] = {name: {} for name in config.sets}
     for guard, spec in zip(guards, config.guards, strict=True):
-        _take_up_usage(_folder(config, guard), guard)
-        cut = _Cut(config, guard, sets)
+        kept = Kept(config.output, guard)
+        cut = _Cut(config, kept, sets)
         measured: dict[str, Any] = {
             "spec": spec,
             "identity": guard.identity,
@@ -136,25 +134,23 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
             }
         for name in config.sets:
             started = time.monotonic()
-            said, threshold = cut(sets[name], _said(config, guard, name, sets[name]))
+            said, threshold = cut(sets[name], kept.said(name, sets[name]))
             everything[name][guard.name] = said
             figures = {
                 "threshold": threshold,
                 **measure(sets[name], said, draws=config.draws, seed=config.seed),
-                "said_categories": _said_categories(config, guard, name, sets[name]) if said.named else {},
+                "said_categories": kept.categories(name, sets[name]) if said.named else {},
             }
             measured["sets"][name] = figures
             report(
                 f"{guard.name} on {name}: weighted F1 {figures['weighted_f1']:.3f}  errors {figures['errors']}  "
                 f"({time.monotonic() - started:.1f} s)"
             )
-            measured["robustness"][name] = _attacked(config, guard, sets[name], said, threshold, report)
+            measured["robustness"][name] = _attacked(config, kept, sets[name], said, threshold, report)
         if isinstance(guard, AnsweringGuard):
             for name in config.answer_sets:
                 for force in (False, True):
-                    measured["answers"][f"{name}{' forced' if force else ''}"] = _answered(
-                        config, guard, sets[name], force
-                    )
+                    measured["answers"][f"{name}{' forced' if force else ''}"] = kept.answered(sets[name], force)
         measured["usage"] = [endpoint.usage.summary(endpoint.url, endpoint.access) for endpoint in endpoints(guard)]
         if config.timed and not measured["usage"]:
             queries = [row.query for row in islice(sets[config.sets[0]], config.timed)]
@@ -183,14 +179,14 @@ def run(config: EvaluateConfig, report: Callable[[str], None] = print) -> dict[s
 class _Cut:
     """The configured threshold policy, for one guard."""
 
-    def __init__(self, config: EvaluateConfig, guard: Guard, sets: Mapping[str, LabelledSet]) -> None:
+    def __init__(self, config: EvaluateConfig, kept: Kept, sets: Mapping[str, LabelledSet]) -> None:
         """Judges `tune_on` where a threshold is tuned. Raises DataError when it has rows of one label only."""
-        self._policy, self._name, self._tuned = config.threshold, guard.name, None
+        self._policy, self._name, self._tuned = config.threshold, kept.guard.name, None
         if config.tune_on:
             rows = sets[config.tune_on]
             if rows.truth.all() or not rows.truth.any():
                 raise DataError(f"a threshold cannot be tuned on {config.tune_on!r}: its rows have one label only")
-            said = self._scored(_said(config, guard, config.tune_on, rows))
+            said = self._scored(kept.said(config.tune_on, rows))
             self._tuned = metrics.best_threshold(rows.truth[~np.isnan(said.score)], said.score[~np.isnan(said.score)])
 
     def __call__(self, rows: LabelledSet, said: Said) -> tuple[Said, float | None]:
@@ -257,65 +253,9 @@ def _mistakes(truth: Bools, said: Said) -> dict[str, list[tuple[int, float | Non
     return found
 
 
-def _said(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) -> Said:
-    """The guard's own verdicts on a set, from its file once they are there."""
-
-    folder = _folder(config, guard)
-
-    def judge(part: Sequence[Example]) -> list[dict[str, Any]]:
-        try:
-            verdicts = judged(guard, [_conversation(row) for row in part])
-        finally:
-            _keep_usage(folder, guard)
-        return [verdict_row(row.id, verdict) for row, verdict in zip(part, verdicts, strict=True)]
-
-    chunk = rows_at_once(guard)
-    if any(True for _ in endpoints(guard)):
-        # What an endpoint failed to answer then, it may answer now.
-        file, key = _place(folder, guard.identity, name, rows.sha256)
-        mend(file, key, lambda row: row["error"] is not None, rows, judge, chunk)
-    written = _kept(folder, guard.identity, name, rows.sha256, rows, judge, chunk)
-    named = False
-
-    def told() -> Iterator[tuple[bool | None, float | None]]:
-        nonlocal named
-        for row in written:
-            named = named or row["category"] is not None
-            yield row["unsafe"], row["score"]
-
-    return Said.of(told())._replace(named=named)
-
-
-def _said_categories(config: EvaluateConfig, guard: Guard, name: str, rows: LabelledSet) -> dict[str, dict[str, int]]:
-    """By category of the unsafe rows: how often the guard, at its own threshold, named which, or said `safe` or nothing
-    (`none`); empty for a guard that names none of the set's categories."""
-    file, _ = _place(_folder(config, guard), guard.identity, name, rows.sha256)
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for row, verdict in zip(rows, read_jsonl(file), strict=True):
-        if row.label == "unsafe" and row.category:
-            unnamed = "none" if verdict["unsafe"] is None else "safe"
-            counts[row.category][str(verdict["category"]) if verdict["unsafe"] else unnamed] += 1
-    named = {said for saids in counts.values() for said in saids}
-    return {code: dict(saids) for code, saids in sorted(counts.items())} if named & counts.keys() else {}
-
-
-def _take_up_usage(folder: Path, guard: Guard) -> None:
-    """Let the guard's endpoints count on from what earlier runs of this evaluation have cost."""
-    file = folder / "usage.json"
-    counted = read_json(file) if file.exists() else {}
-    if counted.get("identity") == guard.identity:
-        for endpoint, before in zip(endpoints(guard), counted["usage"], strict=True):
-            endpoint.usage.take_up(before)
-
-
-def _keep_usage(folder: Path, guard: Guard) -> None:
-    if usage := [asdict(endpoint.usage) for endpoint in endpoints(guard)]:
-        write_json(folder / "usage.json", {"identity": guard.identity, "usage": usage})
-
-
 def _attacked(
     config: EvaluateConfig,
-    guard: Guard,
+    kept: Kept,
     rows: LabelledSet,
     plain: Said,
     threshold: float | None,
@@ -329,7 +269,7 @@ def _attacked(
         share = disguise.changed / len(changed)
         if not share:
             continue
-        under = _said(config, guard, f"{rows.name}~{attack}-{strength}", changed)
+        under = kept.said(f"{rows.name}~{attack}-{strength}", changed)
         if threshold is not None:
             under = under.cut(threshold)
         figures = metrics.scores(metrics.cells(rows.truth, under))
@@ -345,7 +285,7 @@ def _attacked(
             for strength, one in strengths.items()
         ]
         report(
-            f"{guard.name} on {rows.name} under {len(drops)} attacks: weighted F1 {min(drops)[0]:+.3f} at worst "
+            f"{kept.guard.name} on {rows.name} under {len(drops)} attacks: weighted F1 {min(drops)[0]:+.3f} at worst "
             f"({min(drops)[1]})"
         )
     return dict(result)
@@ -377,58 +317,7 @@ def _disguise(config: EvaluateConfig, rows: LabelledSet, attack: str, strength: 
             raise ConfigError(f"not one of {len(said)} queries of {rows.name} could be paraphrased: {said[0].error}")
         return [{"id": row.id, "query": one.text, "error": one.error} for row, one in zip(part, said, strict=True)]
 
-    folder = config.output / "paraphrases"
-    written = _kept(folder, paraphraser.identity, f"{rows.name}~{strength}", rows.sha256, rows, reword)
+    made = place(config.output / "paraphrases", paraphraser.identity, f"{rows.name}~{strength}", rows.sha256)
+    written = resumable(*made, rows, reword, _CHUNK)
     texts = {row["id"]: row["query"] for row in written if row["query"]}
     return _Disguise(lambda row: str(texts.get(row.id, row.query)))
-
-
-def _answered(config: EvaluateConfig, guard: AnsweringGuard, rows: LabelledSet, force: bool) -> dict[str, Any]:
-    """Checks of the answers to a set's harmful rows (rules in `haechi.answers.problems`)."""
-    harmful = [row for row in rows if row.label == "unsafe"]
-
-    def write(part: Sequence[Example]) -> list[dict[str, Any]]:
-        replies: list[Answer] = guard.answer([_conversation(row) for row in part], force)
-        return [answer_row(row.id, reply) for row, reply in zip(part, replies, strict=True)]
-
-    name = f"{rows.name}.answers{'.forced' if force else ''}"
-    written = _kept(
-        _folder(config, guard), guard.identity, name, set_hash(harmful), harmful, write, rows_at_once(guard)
-    )
-    replies = (
-        (example.query, example.category, row["answer"])
-        for example, row in zip(harmful, written, strict=True)
-        if row["answer"] is not None
-    )
-    return {"harmful": len(harmful), **answers.checked(replies, getattr(guard, "taxonomy", None))}
-
-
-def _conversation(row: Example) -> Conversation:
-    return Conversation.from_query(row.query, row.id)
-
-
-def _kept(
-    folder: Path,
-    identity: str,
-    name: str,
-    content: str,
-    rows: Iterable[Example],
-    work: Callable[[Sequence[Example]], list[dict[str, Any]]],
-    chunk: int = _CHUNK,
-) -> Iterator[dict[str, Any]]:
-    """What `work` makes of the rows (`haechi.store.resumable`); `identity` is the maker's, `content` the rows' hash."""
-    return resumable(*_place(folder, identity, name, content), rows, work, chunk)
-
-
-def _place(folder: Path, identity: str, name: str, content: str) -> tuple[Path, str]:
-    """A file of kept rows and its key."""
-    return folder / f"{_file_name(name)}.jsonl", fingerprint(identity, name, content)
-
-
-def _folder(config: EvaluateConfig, guard: Guard) -> Path:
-    """Where a guard's verdicts and answers are kept."""
-    return config.output / "verdicts" / _file_name(guard.name)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.@-]+", "_", name)
